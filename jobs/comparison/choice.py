@@ -8,13 +8,11 @@ from statistics import fmean
 from typing import Any
 
 from jobs.comparison.cells import Cell, Record
-from jobs.comparison.plan import Entry, Plan, check_own, own_value
-from jobs.comparison.results import TITLES
+from jobs.comparison.plan import DROPOUT, PSEUDO, Entry, Plan, acts_on_pseudo, check_own, own_value
+from jobs.comparison.results import FAILED, TITLES
 from raycd.config import Config
 from raycd.errors import ConfigError
 from raycd.model import fusion
-
-_DROPOUT = "stage2.dropout"
 
 
 @dataclass(frozen=True)
@@ -23,6 +21,8 @@ class Choice:
 
     setting: str
     values: Sequence[Any]
+    variant: str
+    """With or without pseudo triplets: what it is chosen by."""
 
     def entries(self, plan: Plan) -> Iterator[tuple[Entry, list[Entry]]]:
         """Yield each row that chooses, beside what it would be with each of the values.
@@ -30,7 +30,7 @@ class Choice:
         A row that --set gives a value keeps it, and a head without dropout chooses none.
         """
         for entry in plan.entries:
-            acts = self.setting != _DROPOUT or fusion.head_class(entry.head).drops
+            acts = self.setting != DROPOUT or fusion.head_class(entry.head).drops
             if acts and self.setting not in entry.settings:
                 yield (
                     entry,
@@ -62,6 +62,7 @@ class Choice:
         ]
         cells = [cell for _, of_row in trials for _, own in of_row for cell in own]
         found = train(sorted(cells, key=lambda cell: cell.config.seed))
+        failed = [f"{FAILED}: {cell.name}" for cell in cells if "error" in found[cell.path]]
         best = {}
         for entry, of_row in trials:
             score = {id(own): _score([found[cell.path] for cell in mine]) for own, mine in of_row}
@@ -71,14 +72,14 @@ class Choice:
         chosen = [f"{name} {entry.settings[self.setting]}" for name, entry in best.items()]
         note = (
             f"{self.setting}, chosen on selection of {', '.join(map(str, self.values))}, "
-            f"{TITLES[plan.variants[0]]}, at {config.stage2.epochs} epochs: {', '.join(chosen)}."
+            f"{TITLES[self.variant]}, at {config.stage2.epochs} epochs: {', '.join(chosen)}."
         )
         entries = [best.get(entry.name, entry) for entry in plan.entries]
-        return replace(plan, entries=entries, notes=[*plan.notes, note])
+        return replace(plan, entries=entries, notes=[*plan.notes, note, *failed])
 
 
 def _score(records: Sequence[Record]) -> float:
-    if any("error" in record for record in records):
+    if any(record.get("selection") is None for record in records):  # it has failed
         return float("-inf")
     return fmean(record["selection"] for record in records)
 
@@ -100,10 +101,16 @@ def make_choice(text: str, config: Config, plan: Plan) -> Choice | None:
             expected="SETTING=VALUE,VALUE, such as stage2.dropout=0,0.2,0.5",
         )
     check_own(name, "--choose")
-    choice = Choice(name, values)
-    for _, with_values in choice.entries(plan):
-        for entry in with_values:
-            entry.config(config, plan.variants[0])  # refuses impossible values
+    for value in values:  # refuses impossible ones
+        Entry("", plan.entries[0].head, {name: value}).config(config, PSEUDO)
+    of_pseudo = acts_on_pseudo(name)
+    if of_pseudo and PSEUDO not in plan.variants:
+        raise ConfigError(
+            "--choose names a setting of pseudo triplets, and no row has any",
+            got=name,
+            expected="a setting that changes the trainings",
+            do="give --variants original,pseudo",
+        )
     if config.stage2.select_on != "selection":
         raise ConfigError(
             "--choose has no split to choose on",
@@ -111,4 +118,4 @@ def make_choice(text: str, config: Config, plan: Plan) -> Choice | None:
             expected="selection: a value chosen on val is not compared on it",
             do="give --stage2.select_on selection",
         )
-    return choice
+    return Choice(name, values, PSEUDO if of_pseudo else plan.variants[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from jobs.comparison import results, session
@@ -13,9 +13,9 @@ from jobs.comparison.choice import make_choice
 from jobs.comparison.plan import (
     EPOCHS,
     FORMS,
+    ORIGINAL,
     PSEUDO,
     TRIPLETS,
-    VARIANTS,
     Entry,
     Plan,
     epochs_to_see,
@@ -58,7 +58,8 @@ def run(config: Config, flags: argparse.Namespace) -> str:
             config = precision.settled(config)
             train = partial(work.train, concurrent=flags.concurrent)
             if choice is not None:
-                plan = choice.made(config, plan, tried(config, plan, tables, inputs), train)
+                trainings = tried(config, plan.seeds, choice.variant, tables, inputs)
+                plan = choice.made(config, plan, trainings, train)
             wanted, cells = cells_of(config, plan, tables, inputs)
             found = train(cells)
             made = results.tables(
@@ -141,14 +142,14 @@ def cells_of(
 
 
 def tried(
-    config: Config, plan: Plan, tables: Tables, inputs: Mapping[str, str]
+    config: Config, seeds: Sequence[int], variant: str, tables: Tables, inputs: Mapping[str, str]
 ) -> Callable[[Entry], dict[int, Cell]]:
-    """Return what gives the trainings by which a row chooses: the first variant, equal epochs."""
+    """Return what gives the trainings by which a row chooses, those of equal epochs."""
 
     def of(entry: Entry) -> dict[int, Cell]:
-        variant, own = plan.variants[0], entry.config(config, plan.variants[0])
+        own = entry.config(config, variant)
         name = " ".join([entry.name, variant, *(f"{k}={v}" for k, v in entry.settings.items())])
-        return _over_seeds(own, plan.seeds, own.stage2.epochs, name, tables, inputs)
+        return _over_seeds(own, seeds, own.stage2.epochs, name, tables, inputs)
 
     return of
 
@@ -181,6 +182,8 @@ def _row(config: Config, entry: Entry, variant: str, tables: Tables) -> _Row:
 
 def _published(config: Config, made: Sequence[Table]) -> list[Grid]:
     """Return the paper's Table 1 beside ours at equal epochs, with pseudo triplets if there are."""
-    of_form = [table for table in made if table.key in (f"{EPOCHS}-{v}" for v in VARIANTS)]
-    ours: list[Method] = [lines[0].method for lines in of_form[-1].lines]
-    return [published.beside(ours, config.evaluate.protocol)]
+    tables = {table.key: table for table in made}
+    own = tables.get(f"{EPOCHS}-{PSEUDO}") or tables[f"{EPOCHS}-{ORIGINAL}"]
+    ours: list[Method] = [lines[0].method for lines in own.lines]
+    grid = published.beside(ours, config.evaluate.protocol)
+    return [replace(grid, notes=[*grid.notes, f"Ours: {own.title[0].lower()}{own.title[1:]}."])]

@@ -4,6 +4,7 @@ triplets, over seeds, at equal epochs and at equal triplets seen.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from raycd.train.batches import rows_seen
 
 ALWAYS = ("image_only", "text_only", "sum")
 """Heads without weights that are rows of every table."""
+DROPOUT = "stage2.dropout"
 ORIGINAL, PSEUDO = "original", "pseudo"
 VARIANTS = (ORIGINAL, PSEUDO)
 EPOCHS, TRIPLETS = "epochs", "triplets"
@@ -28,6 +30,7 @@ _APART = {
     joint.NAME: "asks of the encoder what features do not hold",
     lincir.NAME: "learns from titles, and from no triplet",
 }
+_ROW = re.compile(r"[\w-]+")
 _OF_STAGE = {stage.name: tuple(stage.settings) for stage in STAGES}
 _OF_ALL = tuple(f"stage2.{name}" for name in ("head", "epochs", "pseudo", "select_on", "select_by"))
 
@@ -123,9 +126,16 @@ def make_plan(
     still = [Entry(name, name, {}) for name in ALWAYS]
     named = _named(heads)
     own = _settings(settings, named)
-    for name in own:
+    for name, of_row in own.items():
         if name in ALWAYS:
             raise _nothing_to_set(name)
+        if DROPOUT in of_row and not fusion.head_class(named[name]).drops:
+            raise ConfigError(
+                "--set gives dropout to a head that has none",
+                got=f"{name}, which is {named[name]}",
+                expected="a head with dropout (docs/heads.md): it changes nothing of another",
+                do="leave it out",
+            )
     entries = [
         Entry(name, head, own.get(name, {})) for name, head in named.items() if name not in ALWAYS
     ]
@@ -196,6 +206,12 @@ def _named(heads: str) -> dict[str, str]:
                 expected=f"all, or some of {', '.join(known)}",
                 do=f"did you mean {near[0]}?" if near else None,
             )
+        if not _ROW.fullmatch(row):
+            raise ConfigError(
+                "--heads gives a row a name that tables cannot have",
+                got=word,
+                expected="letters, digits, _ and -",
+            )
         if row in found or (head != row and row in known):
             raise ConfigError(
                 "two rows have one name",
@@ -257,6 +273,11 @@ def check_own(name: str, option: str) -> None:
             "the pseudo triplets: all rows share encoder, features, epochs and selection",
             do=f"give --{name} for all rows" if name != "stage2.head" else "give --heads ROW=HEAD",
         )
+
+
+def acts_on_pseudo(name: str) -> bool:
+    """Tell whether a setting changes only trainings with pseudo triplets."""
+    return name in ("stage2.k", "stage2.pseudo_weight") or within(name, _OF_STAGE["filter"])
 
 
 def _words(text: str, option: str) -> list[str]:

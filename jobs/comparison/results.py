@@ -59,6 +59,7 @@ def method(
         epochs=wanted.epochs,
         triplets=rows[0]["seen"],
         seconds=sum(row["seconds"] for row in rows) / len(rows),
+        failed=len(wanted.paths) - len(rows),
     )
 
 
@@ -77,9 +78,9 @@ def tables(
     Where both forms of a variant are the same trainings there is one table of both. Raises RunError
     where all cells have failed.
     """
-    failed = failures(wanted, found)
+    every = failures(wanted, found)
     methods = {id(row): method(row, found, categories) for row in wanted}
-    check_trained(methods.values(), failed)
+    check_trained(methods.values(), every)
     still = [one for row in wanted if not row.is_trained and (one := methods[id(row)])]
     made: list[Table] = []
     shown: dict[tuple[str, str], list[WantedRow]] = {}
@@ -98,8 +99,9 @@ def tables(
         lines = against(own, beside, metrics)
         key = f"{form}-{variant}"
         heading = f"{title.capitalize()}, {TITLES[variant]}"
+        failed = failures([*rows, *(row for row in wanted if not row.is_trained)], found)
         made.append(Table(key, heading, metrics, lines, [*notes, *failed]))
-    return made + _gains(shown, methods, metrics)
+    return made + _gains(shown, methods, metrics, found)
 
 
 def check_trained(methods: Iterable[Method | None], failed: Sequence[str]) -> None:
@@ -116,6 +118,7 @@ def _gains(
     shown: Mapping[tuple[str, str], Sequence[WantedRow]],
     methods: Mapping[int, Method | None],
     metrics: Sequence[Metric],
+    found: Mapping[str, Record],
 ) -> list[Table]:
     """Return for each form a table of every row with pseudo triplets beside itself without."""
     made = []
@@ -131,7 +134,8 @@ def _gains(
                 [own for own, _ in pairs], {own.name: base for own, base in pairs}, metrics
             )
             heading = f"What pseudo triplets bring, {title}: each row beside itself without them"
-            made.append(Table(f"{form}-gain", heading, metrics, lines))
+            rows = [row for v in (ORIGINAL, PSEUDO) for row in shown[v, form]]
+            made.append(Table(f"{form}-gain", heading, metrics, lines, failures(rows, found)))
     return made
 
 
@@ -142,7 +146,8 @@ def failures(wanted: Sequence[WantedRow], found: Mapping[str, Record]) -> list[s
         for seed, path in row.paths.items():
             if "error" in found[path]:
                 message = " ".join(str(found[path]["error"]).split())
-                said[path] = f"{FAILED}: {row.name}, seed {seed}: {message[:200]}"
+                name = " ".join(filter(None, [row.name, TITLES.get(row.variant)]))
+                said[path] = f"{FAILED}: {name}, seed {seed}: {message[:200]}"
     return list(said.values())
 
 

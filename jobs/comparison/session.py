@@ -12,7 +12,7 @@ from raycd.compare.lines import Table
 from raycd.compare.writing import Grid
 from raycd.config import Config
 from raycd.data.schema import Dataset
-from raycd.errors import TrackingError
+from raycd.errors import ConfigError, TrackingError
 from raycd.evaluate import AVERAGE, Metric
 from raycd.progress import say
 from raycd.run import Run
@@ -26,11 +26,20 @@ def checked(config: Config) -> Dataset | None:
     """Raise what can be told before anything starts; return the data set, unless it is drawn.
 
     Raises:
-        ConfigError: The run has no name, or each query is to be asked twice.
+        ConfigError: The run has no name or begins with a bundle, or each query is to be asked
+            twice.
         DataError: The data set cannot be read, or has no val triplets: then no folder is made.
         RunError: The run has cells of another encoder, or RAY_ADDRESS is wrong.
     """
     pipeline.run_name(config)
+    if config.encoder.bundle:
+        raise ConfigError(
+            "the heads of a comparison begin anew, all of them",
+            got=f"encoder.bundle {config.encoder.bundle}, whose head a run goes on from",
+            expected="encoder.name and encoder.pretrained",
+            do="leave encoder.bundle out, or give its encoder as "
+            "--encoder.name local-dir:BUNDLE/encoder",
+        )
     reading.check_asked_once(config)
     local_ray.address()
     dataset = reading.unless_drawn(config)
@@ -38,6 +47,11 @@ def checked(config: Config) -> Dataset | None:
         reading.check_measured(dataset)
     Cells(pipeline.run_folder(config)).check(config)
     return dataset
+
+
+_ON_VAL = (
+    " itself: each row is the best of its epochs there, and of more epochs there are more to choose"
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +112,8 @@ def described(config: Config, seeds: int, categories: Sequence[str], baseline: s
     many = f"{seeds} seeds" if seeds > 1 else "one seed, hence no intervals"
     return [
         f"val, protocol {config.evaluate.protocol}, {len(categories):,} queries, {many} from "
-        f"{config.seed} on; epochs chosen on {config.stage2.select_on}. Mean ± standard deviation "
+        f"{config.seed} on; epochs chosen on {config.stage2.select_on}"
+        f"{_ON_VAL if config.stage2.select_on == 'val' else ''}. Mean ± standard deviation "
         "[95% interval over seeds].",
         f"Δ: to {baseline}, in points, paired by seed and query, [95% interval over both]; "
         "p after Holm's correction.",

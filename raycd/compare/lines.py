@@ -23,6 +23,8 @@ class Method:
     """Triplets seen in one training, each as often as it was seen."""
     seconds: float = 0.0
     """Mean of its trainings."""
+    failed: int = 0
+    """Trainings that have failed and are left out."""
 
     @property
     def is_trained(self) -> bool:

@@ -11,7 +11,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from raycd.compare.lines import Line, Table
+from raycd.compare.lines import Line, Method, Table
 from raycd.compare.statistics import Difference, Spread
 from raycd.evaluate import AVERAGE, Metric
 
@@ -22,6 +22,7 @@ COLUMNS = (
     *("parameters", "epochs", "triplets_seen", "seconds"),
 )
 _LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "–": "--", "†": r"\dag{}"}
+_LATEX |= {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "^": r"\^{}", "~": r"\~{}"}
 _LATEX |= {"Δ": r"$\Delta$", "$": r"\$", "×": r"$\times$", "−": "$-$"}
 
 
@@ -82,7 +83,7 @@ def grid(table: Table, *, costs: bool = True) -> Grid:
     for all_lines in table.lines:
         method = all_lines[0].method
         lines = [line for line in all_lines if line.metric.category == AVERAGE]
-        row = [method.name, *(spread_text(line.spread) for line in lines)]
+        row = [named(method), *(spread_text(line.spread) for line in lines)]
         for line in lines:
             row += [difference_text(line.difference), p_text(line.corrected_p)]
         if costs:
@@ -90,6 +91,14 @@ def grid(table: Table, *, costs: bool = True) -> Grid:
             row += [f"{method.parameters:,}", *(trained if method.is_trained else [NONE] * 3)]
         rows.append(row)
     return Grid(table.title, head, rows, table.notes)
+
+
+def named(method: Method) -> str:
+    """Return a method's name, with the number of its trainings where some have failed."""
+    if not method.failed:
+        return method.name
+    count = len(method.answers.seeds or ())
+    return f"{method.name} ({count} seed{'s' * (count != 1)})"
 
 
 def csv_text(tables: Sequence[Table]) -> str:

@@ -56,6 +56,11 @@ def here(my_yaml: Path, *argv: str) -> int:
             ["--table", "2", "--heads", "tirg", "--set", "tirg.stage2.lr=1"],
             "got:      --heads, --set",
         ),
+        (
+            ["--table", "2", "--stage1.finetune", "lora"],
+            "the ablation's rows fine-tune all weights of text, image or both\n",
+        ),
+        (["--encoder.bundle", "b"], "the heads of a comparison begin anew, all of them\n"),
         (["--table", "3"], "argument --table: invalid choice: 3"),
         (["--evaluate.captions", "both_orders"], "a comparison asks each query once\n"),
         (["--data.format", "fashioniq", "--data.root", "absent"], "data.root"),

@@ -24,6 +24,7 @@ from jobs.comparison.cells import IDENTITY, Cells, Record, run_all, tracked
 from jobs.comparison.plan import ALWAYS, make_plan
 from raycd import mine
 from raycd.compare.lines import Table
+from raycd.compare.writing import named
 from raycd.config import Config, EmbedConfig, MineConfig
 from raycd.data.build import DatasetBuilder, TripletRow
 from raycd.data.captions import Wording, training_texts
@@ -228,10 +229,31 @@ def test_a_head_that_fails_is_told_below_the_tables_and_tried_again(
     [table, *_] = comparison.tables(found)
     assert "clip_cd" not in {lines[0].method.name for lines in table.lines}
     assert table.notes[0].startswith(
-        "Failed and left out: clip_cd, seed 0: ConfigError: stage2.bilinear_dim (K) must be less"
+        "Failed and left out: clip_cd without pseudo triplets, seed 0: ConfigError: "
+        "stage2.bilinear_dim (K) must be less"
     )
     again = comparison.train(ended=ended.append)
     assert {record["head"] for record in again.values() if "error" in record} == {"clip_cd"}
+
+
+def test_a_failure_is_told_where_its_training_is_missing(
+    ray_cluster: None, tmp_path: Path, tables: Tables
+) -> None:
+    comparison = Comparison(tmp_path, tables)
+    found = comparison.train()
+    [lost] = [
+        row.paths[1]
+        for row in comparison.wanted
+        if (row.name, row.form, row.variant) == ("clip_cd", "epochs", "pseudo")
+    ]
+    said = "Failed and left out: clip_cd with pseudo triplets, seed 1: it broke"
+    made = comparison.tables(found | {lost: {"error": "it broke"}})
+    told = {table.key for table in made if said in table.notes}
+    of_pseudo = {table.key for table in made if "pseudo" in table.key or "gain" in table.key}
+    assert {"epochs-pseudo", "epochs-gain"} <= told <= of_pseudo
+    [table] = [table for table in made if table.key == "epochs-pseudo"]
+    names = {lines[0].method.name: named(lines[0].method) for lines in table.lines}
+    assert (names["clip_cd"], names["combiner"]) == ("clip_cd (1 seed)", "combiner")
 
 
 def test_a_cell_that_is_lost_with_its_machine_is_one_that_has_failed(ray_cluster: None) -> None:

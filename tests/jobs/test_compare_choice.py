@@ -23,9 +23,9 @@ __all__ = ["tables"]
 HEADS, OWN = "combiner,clip_cd,tirg", ["clip_cd.stage2.dropout=0.3"]
 
 
-def asked(text: str, **stage2: Any) -> Any:
+def asked(text: str, variants: str = "original,pseudo", **stage2: Any) -> Any:
     config = Config.model_validate({"stage2": stage2})
-    plan = make_plan(config, heads=HEADS, settings=OWN, variants="original,pseudo", seeds=2)
+    plan = make_plan(config, heads=HEADS, settings=OWN, variants=variants, seeds=2)
     return make_choice(text, config, plan), plan
 
 
@@ -56,6 +56,7 @@ def test_nothing_is_chosen_where_nothing_is_asked() -> None:
         ("stage2.epochs=3,4", "a row cannot have this setting of its own"),
         ("stage1.lr=1,2", "a row cannot have this setting of its own"),
         ("stage2.dropout=0,2", "stage2.dropout: impossible value"),
+        ("mine.alpha=0,2", "mine.alpha: impossible value"),
     ],
 )
 def test_a_mistake_is_one_message(text: str, message: str) -> None:
@@ -64,8 +65,16 @@ def test_a_mistake_is_one_message(text: str, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
+def test_a_setting_of_pseudo_triplets_is_chosen_by_trainings_that_have_some() -> None:
+    assert asked("stage2.dropout=0,0.5")[0].variant == "original"
+    for text in ("mine.alpha=0.3,0.6", "stage2.k=1,5"):
+        assert asked(text)[0].variant == "pseudo"
+        with pytest.raises(ConfigError, match="a setting of pseudo triplets, and no row has any"):
+            asked(text, "original")
+
+
 def test_a_value_is_not_chosen_on_the_split_that_compares() -> None:
-    with pytest.raises(ConfigError, match=r"no split to choose on\n  got: .* select_on val"):
+    with pytest.raises(ConfigError, match=r"no split to choose on\n  got: .*select_on val"):
         asked("stage2.dropout=0,0.5", select_on="val")
 
 
@@ -91,7 +100,7 @@ def chosen(
         lost = [cell.path for cell in cells if cell.config.stage2.bilinear_dim == failing]
         return found | {path: {"error": "lost"} for path in lost}
 
-    trainings = heads.tried(config, comparison.plan, tables, INPUTS)
+    trainings = heads.tried(config, comparison.plan.seeds, choice.variant, tables, INPUTS)
     return choice.made(config, comparison.plan, trainings, train), found, choice
 
 

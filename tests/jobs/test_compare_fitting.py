@@ -73,7 +73,7 @@ def test_a_reason_of_one_line_is_told_as_it_is(config: Config) -> None:
     [
         ("combiner,cosmo", {}),
         ("all", {"baseline": "cosmo"}),
-        ("all", {"settings": ["cosmo.stage2.dropout=0"]}),
+        ("all", {"settings": ["cosmo.stage2.lr=1e-3"]}),
     ],
 )
 def test_a_row_that_was_asked_for_is_an_error_before_anything_is_trained(
@@ -101,7 +101,7 @@ def test_a_head_without_weights_is_a_row_that_does_not_train_whatever_it_says(
     with pytest.raises(ConfigError, match=r"no head that trains\n.*halves"):
         heads.fitted(config, plan(config, "halves"))
     with pytest.raises(ConfigError, match="--set names a row that trains nothing"):
-        heads.fitted(config, plan(config, "combiner,halves", settings=["halves.stage2.dropout=0"]))
+        heads.fitted(config, plan(config, "combiner,halves", settings=["halves.stage2.lr=1e-3"]))
 
 
 def test_what_an_encoder_gives_is_in_the_record_of_its_stage_and_asked_once(

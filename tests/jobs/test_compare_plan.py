@@ -79,6 +79,12 @@ def test_a_row_can_have_its_own_pseudo_triplets_and_loss() -> None:
             {"heads": "combiner,sum", "settings": ["sum.stage2.lr=1"]},
             "--set names a row that trains nothing\n  got:      sum\n",
         ),
+        (
+            {"heads": "tirg", "settings": ["tirg.stage2.dropout=0"]},
+            "--set gives dropout to a head that has none\n  got:      tirg, which is tirg\n",
+        ),
+        ({"heads": "a|b=tirg"}, "--heads gives a row a name that tables cannot have"),
+        ({"heads": "=tirg"}, "--heads gives a row a name that tables cannot have"),
         ({"settings": ["combiner"]}, "--set cannot be read"),
         ({"settings": ["tirgs.stage2.lr=1"]}, "--set names no row of this comparison"),
         ({"settings": ["combiner.stage2.drop=0"]}, "unknown setting\n  got:      stage2.drop"),
