@@ -14,6 +14,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -212,7 +213,9 @@ def _folder(path: str) -> Folder:
 
 
 def _is_pattern(source: str) -> bool:
-    return any(sign in posixpath.basename(source) for sign in "*?[")
+    """Tell whether the last part of a source is one, and no name of a file or folder."""
+    signs = any(sign in posixpath.basename(source) for sign in "*?[")
+    return signs and not (is_local(source) and os.path.lexists(source))
 
 
 def _names(folder: str) -> list[str]:

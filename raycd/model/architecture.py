@@ -40,7 +40,14 @@ def model_config(config: EncoderConfig) -> dict[str, Any]:
                 got=config.configs,
                 expected="a folder of JSON files",
             )
-        open_clip.add_model_config(Path(config.configs).expanduser())
+        try:
+            open_clip.add_model_config(Path(config.configs).expanduser())
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                "a file of encoder.configs cannot be read",
+                got=f"{brief(error)} in {config.configs}",
+                expected="JSON files, each a model_cfg of open_clip",
+            ) from error
     found = open_clip.get_model_config(config.name)
     if found is None:
         known = [*open_clip.list_models(), *plugins.names()]
@@ -51,6 +58,22 @@ def model_config(config: EncoderConfig) -> dict[str, Any]:
             expected=f"an open_clip model, such as {', '.join(near)}",
         )
     return dict(found)
+
+
+def named(config: EncoderConfig) -> tuple[dict[str, Any], nn.Module]:
+    """Return `model_config` and its architecture with random weights. Raises WeightsError."""
+    found = model_config(config)
+    try:
+        return found, build(found)
+    except Exception as error:  # open_clip, timm and the hub's clients raise anything
+        raise WeightsError(
+            f"the encoder {config.name} cannot be built",
+            got=brief(error),
+            expected="a model_cfg that open_clip knows, and for a text encoder of Hugging Face its "
+            "configuration from the hub",
+            do="check the files of encoder.configs; where there is no network, set encoder.name "
+            "local-dir:FOLDER, a folder that raycd has saved",
+        ) from error
 
 
 def build(model_config: Mapping[str, Any], folder: Path | None = None) -> nn.Module:
@@ -99,7 +122,10 @@ def fill(clip: nn.Module, weights: Path) -> None:
             open_clip.load_checkpoint(clip, str(weights))
         else:
             clip.load_state_dict(load_file(weights))
-    except (OSError, RuntimeError, KeyError, StopIteration, SafetensorError) as error:
+    except (
+        *(OSError, RuntimeError, KeyError, StopIteration, SafetensorError),
+        *(AssertionError, AttributeError, TypeError, ValueError),  # of shapes that do not fit
+    ) as error:
         raise WeightsError(
             f"the weights {weights} cannot be read or do not fit the model",
             got=brief(error),

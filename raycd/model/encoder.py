@@ -179,8 +179,7 @@ class Encoder(nn.Module):
 
 def create(config: EncoderConfig) -> Encoder:
     """Build an encoder with random weights, of the architecture that `config.name` names."""
-    model_config = architecture.model_config(config)
-    clip = architecture.build(model_config)
+    model_config, clip = architecture.named(config)
     return _encoder(clip, model_config, config, architecture.described_by_tags(config.name))
 
 
@@ -212,8 +211,7 @@ def load(config: EncoderConfig) -> Encoder:
     if source.is_dir():
         return _in_folder(source, config)
     if source.suffix == ".safetensors" or source.is_file():
-        model_config = architecture.model_config(config)
-        clip = architecture.build(model_config)
+        model_config, clip = architecture.named(config)
         architecture.fill(clip, source)
         return _encoder(clip, model_config, config, architecture.described_by_tags(config.name))
     return _pretrained(config)
@@ -227,12 +225,17 @@ def _in_folder(folder: Path, config: EncoderConfig) -> Encoder:
             f"warning: the encoder in {folder} has a configuration of its own: "
             "encoder.configs changes nothing"
         )
+    warn_of_padding(loaded, config, folder)
+    return loaded
+
+
+def warn_of_padding(loaded: Encoder, config: EncoderConfig, folder: Path) -> None:
+    """Say where an encoder of a folder does not follow `encoder.preprocess target_pad`."""
     if config.padding is not None and loaded.preprocess.target_pad != config.padding:
         progress.say(
             f"warning: the encoder in {folder} keeps the preprocessing that it was saved with: "
             f"encoder.preprocess target_pad by {config.padding:g} changes nothing"
         )
-    return loaded
 
 
 def _pretrained(config: EncoderConfig) -> Encoder:
@@ -301,6 +304,9 @@ def load_saved(
             f"{folder} holds no encoder",
             got=f"{type(error).__name__}: {error}",
             expected=f"{CONFIG} and {WEIGHTS}, in open_clip's form",
+            do=f"where its preprocess_cfg is empty, leave that out, or add {PREPROCESS}"
+            if isinstance(error, FileNotFoundError) and PREPROCESS in str(error)
+            else None,
         ) from error
     # Of several files of weights in a folder of raycd's, one alone is what was verified
     architecture.fill(clip, _weights_in(folder) if preprocess is None else folder / WEIGHTS)
@@ -343,7 +349,10 @@ def _weights_in(folder: Path) -> Path:
     found = sorted(
         folder.glob("*.safetensors"), key=lambda file: (file.name[:9] != WEIGHTS[:9], file)
     )
-    return next(iter(found), folder / WEIGHTS)
+    if found:
+        return found[0]
+    pickled = sorted(file for end in ("bin", "pt", "pth") for file in folder.glob(f"*.{end}"))
+    return next(iter(pickled), folder / WEIGHTS)  # which is refused with what to do
 
 
 def fold_batch_norms(module: nn.Module) -> None:

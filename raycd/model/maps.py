@@ -59,7 +59,8 @@ def encode_images(
 def encode_tokens(encoder: Encoder, tokens_BL: torch.Tensor) -> tuple[torch.Tensor, Extra]:
     """Return features (B, D) as `Encoder.encode_tokens`; `tokens` (B, L, E), `token_mask` (B, L).
 
-    The mask is True for real tokens, begin and end included, and False for padding.
+    The mask is True for real tokens, begin and end included, and False for padding, which is an end
+    of the same number, too, and for a token of the class.
 
     Raises:
         WeightsError: It is not known where this encoder has them.
@@ -67,7 +68,12 @@ def encode_tokens(encoder: Encoder, tokens_BL: torch.Tensor) -> tuple[torch.Tens
     with _heard({TOKENS: _text_tap(encoder)}) as found:
         features_BD = encoder.encode_tokens(tokens_BL)
     state_BLE = found[TOKENS].float()
-    mask_BL = token_mask(tokens_BL, encoder.tokenizer.padding).to(state_BLE.device)
+    # open_clip's mode clips writes a token for the class behind the padding, at the last place
+    text = encoder.model_config.get("text_cfg", {})
+    words_BL = tokens_BL.clone()
+    if text.get("tokenizer_mode") == "clips":
+        words_BL[:, -1] = encoder.tokenizer.padding
+    mask_BL = token_mask(words_BL, encoder.tokenizer.padding).to(state_BLE.device)
     return features_BD, {TOKENS: state_BLE, TOKEN_MASK: mask_BL}
 
 

@@ -17,6 +17,7 @@ from raycd.data.preprocess import Preprocess
 from raycd.errors import RaycdError
 from raycd.model import architecture
 from raycd.model.encoder import NOT_OF_FEATURES
+from raycd.model.tokenizer import context_length
 
 FLOAT32 = 4  # bytes
 STATES = 4  # numbers kept for each parameter that AdamW trains: itself, its gradient, two moments
@@ -65,16 +66,15 @@ HEAD = (
 def size(name: str, configs: str = "") -> Size:
     """Return the size of an encoder of open_clip. Raises WeightsError for an unknown name."""
     config = EncoderConfig(name=name, pretrained="", configs=configs)
-    found = architecture.model_config(config)
     with torch.device("meta"):  # no memory
-        clip = architecture.build(found)
+        found, clip = architecture.named(config)
     counts = {key: value.numel() for key, value in clip.named_parameters()}
     return Size(
         name,
         sum(counts.values()),
         sum(count for key, count in counts.items() if not key.startswith(NOT_OF_FEATURES)),
         int(found["embed_dim"]),
-        int(found["text_cfg"].get("context_length", 77)),
+        context_length(found),
         architecture.preprocess_of(clip, architecture.described_by_tags(name)),
     )
 

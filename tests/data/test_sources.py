@@ -58,6 +58,20 @@ def test_a_packed_file_among_photographs_does_not_stand_for_all(tmp_path: Path, 
     assert sources.tar_files(f"{tmp_path}/*.tar") == [f"{tmp_path}/backup.tar"]
 
 
+def test_brackets_in_the_name_of_what_is_there_are_no_pattern(tmp_path: Path) -> None:
+    tars, folder, table = (tmp_path / f"{name} [1]" for name in ("tars", "parquet", "table"))
+    tars.mkdir()
+    (tars / "a.tar").write_bytes(b"")
+    assert sources.tar_files(str(tars)) == [f"{tars}/a.tar"]
+    folder.mkdir()
+    pq.write_table(pa.table({"image": [b"1"], "image_id": ["a"]}), folder / "a.parquet")
+    assert keys(folder) == ["a"]
+    picture(tmp_path / "b.jpg")
+    csv = table.with_suffix(".csv")
+    csv.write_text("image_id,path\nb,b.jpg\n")
+    assert keys(csv) == ["b"]
+
+
 def test_what_a_system_keeps_beside_packed_files_is_no_folder_of_pictures(tmp_path: Path) -> None:
     for name in ("_delta_log", ".cache"):
         (tmp_path / name).mkdir()

@@ -189,6 +189,58 @@ def test_a_folder_that_is_no_whole_encoder_is_a_users_error(
         encoders.load_saved(saved)
 
 
+def test_weights_of_another_width_of_texts_are_a_weights_error(
+    saved: Path, tmp_path: Path, tiny_configs: str
+) -> None:
+    config = json.loads((Path(tiny_configs) / "raycd-tiny.json").read_text())
+    config["text_cfg"] |= {"width": 2 * config["text_cfg"]["width"]}
+    (tmp_path / "wide.json").write_text(json.dumps(config))
+    wide = EncoderConfig(name="wide", configs=str(tmp_path), pretrained=str(saved / WEIGHTS))
+    with pytest.raises(WeightsError, match=r"do not fit(.|\n)*encoder\.name is the architecture"):
+        encoders.load(wide)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"a file of encoder\.configs cannot be read"),
+        (
+            '{"embed_dim": 8, "vision_cfg": {"layers": 1}, "text_cfg": {"hf_model": "x"}}',
+            r"the encoder broken cannot be built\n.*hf_model",
+        ),
+    ],
+)
+def test_a_configuration_that_open_clip_cannot_build_is_a_weights_error(
+    content: str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "broken.json"
+    file.write_text(content)
+    with pytest.raises(WeightsError, match=message):
+        encoders.create(EncoderConfig(name="broken", pretrained="", configs=str(tmp_path)))
+    file.unlink()  # open_clip reads all folders that it was ever told
+
+
+@pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "model.pt"])
+def test_a_folder_whose_weights_are_a_pickle_is_refused_with_what_to_do(
+    name: str, saved: Path
+) -> None:
+    (saved / WEIGHTS).rename(saved / name)
+    (saved / PREPROCESS).unlink()  # as the hub has it
+    with pytest.raises(WeightsError, match=rf"{name} is not a safetensors file(.|\n)*convert it"):
+        encoders.load_saved(saved)
+
+
+def test_an_empty_preprocessing_is_told_apart_from_an_absent_one(saved: Path) -> None:
+    described = json.loads((saved / CONFIG).read_text())
+    (saved / PREPROCESS).unlink()
+    (saved / CONFIG).write_text(json.dumps(described | {"preprocess_cfg": {}}))
+    with pytest.raises(WeightsError, match=r"where its preprocess_cfg is empty, leave that out"):
+        encoders.load_saved(saved)
+    del described["preprocess_cfg"]
+    (saved / CONFIG).write_text(json.dumps(described))
+    encoders.load_saved(saved)
+
+
 def test_configs_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"encoder\.configs"):
         encoders.create(EncoderConfig(name="RN50", pretrained="", configs=str(tmp_path / "absent")))

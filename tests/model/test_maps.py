@@ -162,6 +162,25 @@ def test_the_mask_of_a_hugging_face_tokenizer_hides_its_own_padding(tmp_path: Pa
     assert extra["token_mask"].sum(1).tolist() == [(row != padding).sum() for row in tokens]
 
 
+def test_the_mask_of_mode_clips_hides_the_padding_before_the_token_of_the_class(
+    tmp_path: Path,
+) -> None:
+    tokenizer, configs = tmp_path / "tokenizer", tmp_path / "configs"
+    write_tokenizer(tokenizer)
+    configs.mkdir()
+    family = families(tokenizer)["SigLIP2"]
+    own = {"bos_token": "<bos>", "cls_token": "<unk>"}
+    family.model["text_cfg"] |= {"tokenizer_mode": "clips", "tokenizer_kwargs": own}
+    encoder = new(family, configs)
+    tokens = encoder.tokenize(["is blue", "is blue " * 20])
+    padding = encoder.tokenizer.padding
+    assert tokens[0, -2] == padding != tokens[0, -1]
+    _, extra = maps.encode_tokens(encoder, tokens)
+    words = int((tokens[0, :-1] != padding).sum())
+    assert extra["token_mask"].sum(1).tolist() == [words, tokens.shape[1] - 1]
+    assert extra["token_mask"][0, :words].all()
+
+
 def test_a_mask_ends_with_the_last_real_token_and_never_hides_all() -> None:
     tokens = torch.tensor([[9, 1, 5, 1, 1], [1, 1, 1, 1, 1], [9, 4, 5, 6, 7]])
     assert maps.token_mask(tokens, 1).tolist() == [

@@ -27,15 +27,18 @@ def load_encoder(config: Config) -> tuple[Encoder, str]:
     """Load the encoder of the settings, before any training; return it and its model's name."""
     settings = config.encoder
     if settings.bundle:
-        manifest = bundle.verify(Path(settings.bundle))
-        return bundle.load_encoder(Path(settings.bundle), manifest), manifest.encoder.name
-    if settings.pretrained == "demo" and not encoders.brings_weights(settings.name):
-        found = cached(config.pretrain, settings.padding, own_device(config))
-        settings = settings.model_copy(update={"name": DEMO_MODEL, "pretrained": str(found)})
-    loaded = encoders.load(settings)
+        folder = Path(settings.bundle)
+        manifest = bundle.verify(folder)
+        loaded, name = bundle.load_encoder(folder, manifest), manifest.encoder.name
+        encoders.warn_of_padding(loaded, settings, folder)
+    else:
+        if settings.pretrained == "demo" and not encoders.brings_weights(settings.name):
+            found = cached(config.pretrain, settings.padding, own_device(config))
+            settings = settings.model_copy(update={"name": DEMO_MODEL, "pretrained": str(found)})
+        loaded, name = encoders.load(settings), settings.name
     reduced = settings.reduced or loaded.preprocess.reduced  # a folder of raycd's keeps its own
     loaded.preprocess = replace(loaded.preprocess, reduced=reduced)
-    return loaded, settings.name
+    return loaded, name
 
 
 def source(config: Config) -> list[Any]:

@@ -137,6 +137,17 @@ def test_a_saved_encoder_keeps_its_reduced_decoding(
     assert beginning.load_encoder(asked)[0].fingerprint() == saved.fingerprint()
 
 
+def test_the_encoder_of_a_bundle_decodes_as_it_is_asked_and_keeps_its_preprocessing(
+    tiny_bundle: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = {"bundle": str(tiny_bundle.folder), "reduced": True}
+    wanted |= {"preprocess": "target_pad", "target_pad": 1.5}
+    loaded, _ = beginning.load_encoder(Config.model_validate({"encoder": wanted}))
+    assert loaded.preprocess.reduced
+    said = capsys.readouterr().err
+    assert "encoder.preprocess target_pad by 1.5 changes nothing" in said
+
+
 def test_weights_that_have_changed_under_their_name_are_read_again(
     new_encoder: Callable[[], Encoder], tmp_path: Path
 ) -> None:
