@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from torch import nn
 
 from raycd import compose as core
 from raycd import progress, scratch
@@ -25,13 +24,11 @@ from raycd.model import lora
 from raycd.run import Writing, local_copy
 from raycd.runtime import mining
 from raycd.runtime.stages import reading
-from raycd.runtime.stages.context import COMPOSED, IMAGES, Context, storage, texts_of
+from raycd.runtime.stages.context import COMPOSED, IMAGES, Context, texts_of
 from raycd.runtime.stages.embed import embed_all
-from raycd.runtime.train import training
-from raycd.train import checkpoint
+from raycd.runtime.stages.fitting import fit
 from raycd.train.adapt import Adapt
 from raycd.train.finetune import parameters, prepare
-from raycd.train.loop import Schedule
 from raycd.train.task import Task
 
 _TABLE = 1 << 30  # bytes of the neighbours' table, which is in the driver: 12 a neighbour
@@ -47,24 +44,16 @@ def adapt(context: Context, writing: Writing) -> None:
     writing.record["parameters"] = parameters("adapt", tuned)
     if settings.finetune != "none":
         paths = context.readable()
-        trained = training.train(
-            "adapt",
-            _make_adapt,
-            {"encoder": context.run.path("encoder", "encoder"), "texts": texts, "paths": paths},
-            Schedule.of(settings, config.seed),
-            config,
-            tracked=context.tracked,
+        source = context.run.path("encoder", "encoder")
+        fit(
+            *(context, writing, "adapt", _make_adapt),
+            {"encoder": source, "texts": texts, "paths": paths},
+            settings,
+            {"encoder": tuned},
+            before="encoder",
             unit="images",
-            **storage(context, writing, "encoder"),
         )
-        checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"encoder": tuned}))
         lora.merge(adapters)
-        writing.record |= {
-            "history": trained.history,
-            "best_epoch": trained.best,
-            "failures": trained.failures,
-            "select_on": "last",
-        }
     tuned.save(writing.folder / "encoder")
     writing.record |= {"encoder": tuned.fingerprint(), "dim": tuned.dim}
     embed_all(context, writing, tuned, texts_of(context.own, ["val"]))

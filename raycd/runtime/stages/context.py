@@ -22,10 +22,9 @@ from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.fusion.head import WORDS
 from raycd.model.tokenizer import context_length
-from raycd.run import Run, Writing, fingerprint
+from raycd.run import Run
 from raycd.runtime.record.mlflow_run import MlflowRun
 from raycd.runtime.stages import reading
-from raycd.runtime.train import training
 
 ZERO_SHOT, ADAPTED, FINE_TUNED = "zero_shot", "adapted", "fine_tuned"
 IMAGES, TEXTS, QUERIES = "images", "texts", "queries"  # folders of shards in a stage's
@@ -141,19 +140,6 @@ def needs(config: Config) -> frozenset[str]:
 def own_device(config: Config) -> str:
     """Return where a head runs in this process: on its GPU, if it has one and may use it."""
     return "cuda" if torch.cuda.is_available() and config.compute.device != "cpu" else "cpu"
-
-
-def storage(context: Context, writing: Writing, before: str) -> dict[str, str]:
-    """Return where Ray Train keeps a stage's checkpoints.
-
-    Apart for each fingerprint and each encoder of the stage `before`: one that was trained, or read
-    from its files, a second time may have other weights under the same fingerprint.
-    """
-    own = fingerprint(writing.fingerprint, context.recorded(before, "encoder"))
-    return {
-        "storage": context.run.path(training.STORAGE),
-        "name": f"{writing.stage}-{own[:16]}",
-    }
 
 
 def paths_of(dataset: Dataset) -> dict[str, str | None]:

@@ -2,74 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from raycd import progress, scratch
 from raycd.config import Config
 from raycd.data import titles
-from raycd.data.schema import Dataset
 from raycd.model import encoder as encoders
 from raycd.model import fusion
 from raycd.model.encoder import Encoder
 from raycd.model.fusion import lincir
 from raycd.model.fusion.head import WORDS
 from raycd.model.tokenizer import context_length
-from raycd.run import local_copy
+from raycd.run import Writing, local_copy
 from raycd.runtime.stages import beginning
-from raycd.runtime.train import training
-from raycd.train import checkpoint
+from raycd.runtime.stages.context import Context
+from raycd.runtime.stages.fitting import fit
 from raycd.train.fuse import new_head
 from raycd.train.invert import Invert
-from raycd.train.loop import Schedule
 from raycd.train.task import Task
 
 
-def train(
-    config: Config, own: Dataset, folder: Path, shared: str, first: str, how: Mapping[str, Any]
-) -> tuple[fusion.Head, fusion.HeadConfig, dict[str, Any]]:
-    """Train the head on the texts of the train images; return it, its shape and what happened.
-
-    Args:
-        own: Whose titles.
-        folder: The encoder, here.
-        shared: The same, where all workers find it.
-        first: The stage `encoder`, likewise, whose head is gone on from where it is of a bundle.
-        how: Of `training.train`: storage, name, tracked.
-    """
-    head, head_config = _head(config, encoders.load_saved(folder), first)
-    texts = titles.of_dataset(own, "train", config.data.title).values()
+def train(context: Context, writing: Writing) -> tuple[fusion.Head, fusion.HeadConfig]:
+    """Train the head on the texts of the train images; return it and its shape."""
+    config, settings = context.config, context.config.stage2
+    # The stage whose head is gone on from, where it is of a bundle
+    first = context.run.path("encoder")
+    encoder = encoders.load_saved(context.run.local("stage1") / "encoder")
+    head, head_config = _head(config, encoder, first)
+    if not settings.epochs:
+        return head, head_config
+    if settings.compile is True:
+        progress.say(f"warning: stage 2: the head {settings.head} is not compiled")
+    texts = titles.of_dataset(context.own, "train", config.data.title).values()
     distinct = list(dict.fromkeys(text for one in texts for text in one))
-    if not config.stage2.epochs:
-        return head, head_config, {}
-    if config.stage2.compile is True:
-        progress.say(f"warning: stage 2: the head {config.stage2.head} is not compiled")
-    trained = training.train(
-        "stage 2",
-        _make_invert,
-        {"encoder": shared, "first": first, "texts": distinct},
-        Schedule.of(config.stage2, config.seed),
-        config,
+    fit(
+        *(context, writing, "stage 2", _make_invert),
+        {"encoder": context.run.path("stage1", "encoder"), "first": first, "texts": distinct},
+        settings,
+        {"head": head},
+        before="stage1",
         unit="texts",
-        **how,
     )
-    checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"head": head}))
-    return (
-        head,
-        head_config,
-        {
-            "history": trained.history,
-            "best_epoch": trained.best,
-            "failures": trained.failures,
-            "select_on": "last",
-            "compiled": False,
-            "counts": {"texts": len(distinct)},
-        },
-    )
+    writing.record |= {"compiled": False, "counts": {"texts": len(distinct)}}
+    return head, head_config
 
 
 def _head(config: Config, encoder: Encoder, first: str) -> tuple[lincir.LinCIR, fusion.HeadConfig]:

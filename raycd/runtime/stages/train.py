@@ -7,10 +7,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from torch import nn
 
 from raycd import scratch
-from raycd.config import Config, Stage1Config, Stage2Config
+from raycd.config import Config
 from raycd.durable import sha256
 from raycd.features import map_cache
 from raycd.features.map_cache import Extras
@@ -30,13 +29,11 @@ from raycd.runtime.stages.context import (
     Context,
     needs,
     query_table,
-    storage,
 )
-from raycd.runtime.train import training
-from raycd.train import checkpoint, hard_negatives
+from raycd.runtime.stages.fitting import fit
+from raycd.train import hard_negatives
 from raycd.train.finetune import FineTune, parameters, prepare
 from raycd.train.fuse import Fuse, new_head
-from raycd.train.loop import Schedule
 from raycd.train.task import Task
 from raycd.train.triplets import readable_triplets
 
@@ -51,18 +48,16 @@ def stage1(context: Context, writing: Writing) -> None:
         writing.record["counts"] = {"triplets": len(usable), "left_out": left_out}
         settings, adapters = config.stage1, prepare(tuned, config.stage1, config.seed)
         writing.record["parameters"] = parameters("stage 1", tuned)
-        trained = training.train(
-            "stage 1",
-            _make_finetune,
+        fit(
+            *(context, writing, "stage 1", _make_finetune),
             {"encoder": source, "dataset": context.dataset, "paths": paths},
-            Schedule.of(settings, config.seed),
-            config,
-            tracked=context.tracked,
-            **storage(context, writing, context.before_stage1),
+            settings,
+            {"encoder": tuned},
+            before=context.before_stage1,
+            select_on=settings.select_on,
         )
-        checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"encoder": tuned}))
         lora.merge(adapters)
-        writing.record |= _record(trained, settings)
+        writing.record["select_by"] = settings.select_by
     tuned.save(writing.folder / "encoder")
     writing.record |= {"encoder": tuned.fingerprint(), "dim": tuned.dim}
 
@@ -71,15 +66,15 @@ def stage2(context: Context, writing: Writing) -> None:
     """Train the fusion head on cached features (3.2.2)."""
     config, settings = context.config, context.config.stage2
     if fusion.head_class(settings.head).on_titles:
-        _learn_from_titles(context, writing)
+        fusion.save(*inversion.train(context, writing), writing.folder / "head")
+        writing.record["head"] = sha256(writing.folder / "head" / WEIGHTS)
         return
     shapes = {need: context.recorded(CACHES[need], "shape") for need in sorted(needs(config))}
     head, head_config = new_head(config, context.recorded("stage1", "dim"), shapes)
     beginning.go_on(head, config, context.run.local("encoder"))
     if settings.epochs > 0 and any(True for _ in head.parameters()):
-        trained = training.train(
-            "stage 2",
-            _make_fuse,
+        fit(
+            *(context, writing, "stage 2", _make_fuse),
             {
                 "features": context.run.path("embed"),
                 "pseudo": context.run.path("filter"),
@@ -89,27 +84,16 @@ def stage2(context: Context, writing: Writing) -> None:
                 "caches": context.caches(shapes),
                 "encoder": context.run.path("encoder"),
             },
-            Schedule.of(settings, config.seed),
-            config,
-            tracked=context.tracked,
-            **storage(context, writing, "stage1"),
+            settings,
+            {"head": head},
+            before="stage1",
+            select_on=settings.select_on,
         )
-        checkpoint.load_weights(trained.checkpoint, nn.ModuleDict({"head": head}))
-        writing.record |= _record(trained, settings)
+        writing.record["select_by"] = settings.select_by
     if head_config.name == joint.NAME:
         _compose(context, writing)
     fusion.save(head, head_config, writing.folder / "head")
     writing.record["head"] = sha256(writing.folder / "head" / WEIGHTS)
-
-
-def _learn_from_titles(context: Context, writing: Writing) -> None:
-    """Train a head that looks at no triplet."""
-    where = storage(context, writing, "stage1")
-    encoder = context.run.local("stage1") / "encoder", context.run.path("stage1", "encoder")
-    first, how = context.run.path("encoder"), {"tracked": context.tracked, **where}
-    head, head_config, record = inversion.train(context.config, context.own, *encoder, first, how)
-    fusion.save(head, head_config, writing.folder / "head")
-    writing.record |= {**record, "head": sha256(writing.folder / "head" / WEIGHTS)}
 
 
 def _compose(context: Context, writing: Writing) -> None:
@@ -118,17 +102,6 @@ def _compose(context: Context, writing: Writing) -> None:
     table = query_table(context.dataset, "val")
     uri = posixpath.join(writing.shared, QUERIES)
     embed_shards.embed_table(uri, "queries", table, used, context.config)
-
-
-def _record(trained: training.Trained, settings: Stage1Config | Stage2Config) -> dict[str, Any]:
-    """Return what stage.json has of a training."""
-    return {
-        "history": trained.history,
-        "best_epoch": trained.best,
-        "failures": trained.failures,
-        "select_on": settings.select_on,
-        "select_by": settings.select_by,
-    }
 
 
 def _make_finetune(inputs: Any, config: Config, device: torch.device) -> Task[Any]:

@@ -17,7 +17,8 @@ from raycd.model import encoder as encoders
 from raycd.run import Run
 from raycd.runtime import cluster, pipeline, precision
 from raycd.runtime.stages import weights
-from raycd.runtime.stages.context import Context, storage
+from raycd.runtime.stages.context import Context
+from raycd.runtime.stages.fitting import storage
 from tests.runtime.finished import UNTRACKED, Finished
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
