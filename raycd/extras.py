@@ -34,6 +34,7 @@ NEEDED = ("torch", "ray", "faiss")
 """Packages by which an installation of the whole is known."""
 CLIENT = {
     *("api", "client", "errors", "extras", "filters", "names", "program", "progress", "redact"),
+    "retry_after",
     "requests",
 }
 """Modules of raycd that the base dependencies are enough for."""

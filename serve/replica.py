@@ -30,7 +30,7 @@ from serve.engine.queries import QueryImage
 from serve.errors import NoSuchVersion, format_error
 from serve.live.engine_follower import EngineFollower
 from serve.live.pictures import GalleryPictures
-from serve.live.recorder import Recorder
+from serve.live.recorder import Recorder, RecorderObserver
 from serve.live.store import GalleryStore
 from serve.live.writer import Writer
 from serve.load.admission import Admission, deadline, run_in_thread
@@ -46,7 +46,7 @@ LARGE = 4_000_000  # pixels of an image that takes long to decode
 _log = logging.getLogger("ray.serve")
 
 
-class Observer(Protocol):
+class Observer(RecorderObserver, Protocol):
     """What records a replica's work."""
 
     def batch(self, answer: Answer, busy: int) -> None:
@@ -54,9 +54,6 @@ class Observer(Protocol):
 
     def state(self, replica: Replica) -> None:
         """Record what a replica serves, and the state of its gallery and caches."""
-
-    def feedback(self, written: int, lost: int) -> None:
-        """Record how many searches and events were written, and lost, since the last time."""
 
 
 class Replica:

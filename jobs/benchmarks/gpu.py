@@ -28,6 +28,7 @@ from raycd.model.loss import batch_classification_loss
 from raycd.train.finetune import SumOfFeatures
 
 TRAIN_IMAGES, NEIGHBOURS = 46_609, 64  # Fashion-IQ's distinct train images
+_TIMES = 20  # that a step is measured
 
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def _batch(encoder: Encoder, count: int) -> tuple[torch.Tensor, torch.Tensor, to
     return pixels, encoder.tokenize(["Is blue and has long sleeves"] * count), torch.arange(count)
 
 
-def _seconds(step: Callable[[], object], times: int = 20) -> float:
+def _seconds(step: Callable[[], object]) -> float:
     """Return the seconds of one step, on average, after three that warm up."""
 
     def steps(count: int) -> None:
@@ -154,4 +155,4 @@ def _seconds(step: Callable[[], object], times: int = 20) -> float:
         torch.cuda.synchronize()
 
     steps(3)
-    return timed(lambda: steps(times))[1] / times
+    return timed(lambda: steps(_TIMES))[1] / _TIMES

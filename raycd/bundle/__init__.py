@@ -199,7 +199,7 @@ def load(
     head, head_config = fusion.load(folder / "head", dim=encoder.dim)
     fingerprint = manifest.encoder.fingerprint
     if gallery:
-        table = _located(read_table(folder / GALLERY, features=False), folder)
+        table = _located(read_table(folder / GALLERY), folder)
         index = Index.load(folder, manifest.files, threads=threads)
         _check_finite(folder, index)
     else:

@@ -18,6 +18,7 @@ from raycd.errors import WeightsError
 from raycd.gallery.static import ENCODER, SCHEMA
 
 _FEATURE = "feature"
+_ROWS = 5000  # of a part
 
 
 def gallery_table(
@@ -82,11 +83,8 @@ def read_gallery(folder: Path) -> pa.Table:
 
     Raises WeightsError where it is damaged.
     """
-    table = read_table(folder / GALLERY)
-    _check_type(folder / GALLERY, table.schema)
-    for batch in table.to_batches():
-        _check_finite(folder / GALLERY, batch)
-    return table
+    parts = list(gallery_parts(folder))
+    return pa.Table.from_batches(parts, pq.read_schema(folder / GALLERY))
 
 
 def categories(folder: Path) -> set[str]:
@@ -96,16 +94,16 @@ def categories(folder: Path) -> set[str]:
         return set(pc.unique(pc.list_flatten(lists)).to_pylist())
 
 
-def gallery_parts(folder: Path, rows: int = 5000) -> Iterator[pa.RecordBatch]:
-    """Yield that table in parts of so many rows: their features never lie in memory as a whole.
+def gallery_parts(folder: Path) -> Iterator[pa.RecordBatch]:
+    """Yield that table in parts: their features never lie in memory as a whole.
 
     Raises WeightsError where it is damaged, when it comes to that.
     """
     path = folder / GALLERY
-    read_table(path, features=False)
+    read_table(path)
     with _reading(path), pq.ParquetFile(path, memory_map=True) as file:
         _check_type(path, file.schema_arrow)
-        for batch in file.iter_batches(rows):
+        for batch in file.iter_batches(_ROWS):
             _check_finite(path, batch)
             yield batch
 
@@ -123,10 +121,10 @@ def _check_finite(path: Path, batch: pa.RecordBatch) -> None:
         raise _damaged(path, "a feature that is absent or not finite", "finite numbers")
 
 
-def read_table(path: Path, *, features: bool = True) -> pa.Table:
-    """Return the gallery's rows, checked. Raises WeightsError."""
+def read_table(path: Path) -> pa.Table:
+    """Return the gallery's rows without their features, checked. Raises WeightsError."""
     with _reading(path):
-        columns = [name for name in pq.read_schema(path).names if features or name != _FEATURE]
+        columns = [name for name in pq.read_schema(path).names if name != _FEATURE]
         table = pq.read_table(path, columns=columns)
         rows = table.select(SCHEMA.names).cast(SCHEMA)
         ids = rows["image_id"]

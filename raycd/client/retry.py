@@ -6,8 +6,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 
 import httpx
 
@@ -60,19 +58,6 @@ class Attempts:
             return None
         self.made += 1
         return wait
-
-
-def retry_after(response: httpx.Response) -> float | None:
-    """Return the seconds of Retry-After, a number or a date; None where absent or malformed."""
-    value = response.headers.get("retry-after", "").strip()
-    if value.isascii() and value.isdigit():
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-        date = date if date.tzinfo else date.replace(tzinfo=UTC)
-        return max(0.0, date.timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
 
 
 def may_succeed(response: httpx.Response) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from raycd import retry_after
 from raycd.client import errors, retry, tracing
 from raycd.client.retry import Attempts, Retries
 from raycd.client.wire import AsyncWire, BlockingWire
@@ -119,7 +120,7 @@ class Transport:
                 raise errors.unreachable(failure, self.url, tries=attempts.made) from failure
             if response.is_success:
                 return response
-            after = retry.retry_after(response)
+            after = retry_after.seconds(response.headers.get("retry-after", ""))
             if not (retry.may_succeed(response) and await self.again(attempts, after)):
                 raise errors.refused(response, self.url, tries=attempts.made, retry_after=after)
 

@@ -84,13 +84,13 @@ def parse_service(
     )
 
 
-def address(option: str, name: str, environment: Mapping[str, str] = os.environ) -> str:
+def address(option: str, name: str) -> str:
     """Return an option or, where it is empty, the service's setting of the environment.
 
     `name` is "gallery" or "pictures". Raises ConfigError for an option that holds a password.
     """
     _refuse_password(f"--{name}", option, f"{SERVICE}{name.upper()}")
-    return option or environment.get(f"{SERVICE}{name.upper()}", "")
+    return option or os.environ.get(f"{SERVICE}{name.upper()}", "")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from threading import Lock
 from typing import Any
 
@@ -20,8 +19,8 @@ KEPT_FILTERS = 256  # whose answers for added images are kept: a byte an image
 class AddedRows(list[Row]):
     """Images in the order in which they were added. They stay as they are, and more follow."""
 
-    def __init__(self, rows: Iterable[Row] = ()) -> None:
-        super().__init__(rows)
+    def __init__(self) -> None:
+        super().__init__()
         self._masks: LRUCache[Any, Mask] = LRUCache(KEPT_FILTERS)
         self._lock = Lock()
 

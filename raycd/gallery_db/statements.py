@@ -52,4 +52,10 @@ def renew(connection: Connection, newest: int, given: Iterable[tuple[str, int]])
         same = (images.c.image_id == image_id) & (images.c.version == version)
         changed = update(images).where(same, ~images.c.deleted)
         newest += connection.execute(changed.values(version=newest + 1)).rowcount
-    connection.execute(update(gallery).where(gallery.c.id == STATE).values(version=newest))
+    set_version(connection, newest)
+
+
+def set_version(connection: Connection, version: int, **more: Any) -> None:
+    """Set the version of the gallery's last change, and other columns of its state."""
+    of_state = update(gallery).where(gallery.c.id == STATE)
+    connection.execute(of_state.values(version=version, **more))

@@ -10,8 +10,6 @@ import errno
 import random
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -19,6 +17,7 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec import AbstractFileSystem
 
+from raycd import retry_after
 from raycd.errors import DataError, RaycdError, brief
 from raycd.redact import without_passwords
 
@@ -228,7 +227,7 @@ def _may_pass(error: BaseException, status: int | None) -> bool:
 
 
 def _retry_after(error: BaseException) -> float:
-    """Return the seconds of Retry-After (a number or a date); 0 where it is absent."""
+    """Return the seconds of Retry-After; 0 where it is absent."""
     headers = getattr(error, "headers", None)
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore's, in lower case
@@ -236,13 +235,7 @@ def _retry_after(error: BaseException) -> float:
     found = (
         [] if headers is None else [headers.get(name) for name in ("Retry-After", "retry-after")]
     )
-    value = next((str(each) for each in found if each), "")
-    with suppress(ValueError):
-        return max(0.0, float(value))
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return 0.0
+    return retry_after.seconds(next((str(each) for each in found if each), "")) or 0.0
 
 
 def _failed(

@@ -37,8 +37,7 @@ def check_json(request: Request) -> None:
     """Raise ProblemError: any other content type may be sent blind by pages of other origins."""
     kind = bodies.content_type(request)
     if not bodies.is_json(kind):
-        detail = f"the content type is {kind or 'not given'!r}: send {bodies.JSON}"
-        raise problems.ProblemError(415, detail, headers={"Accept": bodies.JSON})
+        raise bodies.unsupported(kind, bodies.JSON)
 
 
 async def read(model: _Batch, request: Request, most: int) -> list[Any]:

@@ -77,10 +77,15 @@ async def read(request: Request, args: ServeArgs) -> tuple[Any, bytes | None]:
             raise problems.ProblemError(
                 400, "the form's text is not in its charset: send UTF-8"
             ) from error
-    raise problems.ProblemError(
+    raise unsupported(kind, JSON, FORM)
+
+
+def unsupported(kind: str, *taken: str) -> problems.ProblemError:
+    """Return the error of a content type, "" where there is none, that is none of those taken."""
+    return problems.ProblemError(
         415,
-        f"the content type is {kind or 'not given'!r}: send {JSON} or {FORM}",
-        headers={"Accept": f"{JSON}, {FORM}"},
+        f"the content type is {kind or 'not given'!r}: send {' or '.join(taken)}",
+        headers={"Accept": ", ".join(taken)},
     )
 
 

@@ -64,11 +64,7 @@ def router(asked: Asked, prefix: str) -> APIRouter:
         writer = writable(replica)
         kind = bodies.content_type(request)
         if kind != LINES:
-            raise ProblemError(
-                415,
-                f"the content type is {kind or 'not given'!r}: send {LINES}",
-                headers={"Accept": LINES},
-            )
+            raise bodies.unsupported(kind, LINES)
         return _Answers(replica.imports, _answers(replica, writer, request))
 
     return routes

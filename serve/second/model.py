@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,6 @@ from serve.args import Second
 from serve.engine import swap
 from serve.engine.engine import Engine
 from serve.errors import format_error
-from serve.second.split import is_second
 
 _log = logging.getLogger("ray.serve")
 
@@ -66,3 +66,13 @@ class SecondModel:
             users=self.settings.users,
             refused=self.refused,
         )
+
+
+def is_second(user: str, share: float, experiment: str) -> bool:
+    """Return whether a user is one of the share whom the second model answers.
+
+    A user's place between 0 and 1 is a hash of both texts: whoever is in a share is in every larger
+    one, and another experiment draws anew.
+    """
+    hashed = hashlib.sha256(f"{experiment}\n{user}".encode()).digest()
+    return int.from_bytes(hashed[:8]) / 2**64 < share

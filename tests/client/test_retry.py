@@ -5,11 +5,10 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
-import httpx
 import pytest
 
+from raycd import retry_after
 from raycd.client import Client, ServiceError
-from raycd.client.retry import retry_after
 from tests.client.scripted import Reply, Service, Waits, found, problem, refusal
 
 DROPPED = Reply(0)
@@ -48,14 +47,16 @@ def test_the_time_to_come_back_may_be_a_date(
         ("Wed, 21 Oct 2015 07:28:00 -0000", 0),
         ("", None),
         ("-1", None),
-        ("1.5", None),
+        ("1.5", 1.5),
+        (".", None),
+        ("nan", None),
         ("soon", None),
         ("Wed, 99 Oct 2015 07:28:00 GMT", None),
         ("Wed, 21 Oct 2015 07:28:00 +99999999999999", None),
     ],
 )
 def test_the_header_retry_after_is_read_or_ignored(value: str, seconds: float | None) -> None:
-    assert retry_after(httpx.Response(503, headers={"Retry-After": value})) == seconds
+    assert retry_after.seconds(value) == seconds
 
 
 def test_without_a_time_the_waits_double_and_are_not_alike(

@@ -6,7 +6,7 @@ import pytest
 from starlette.requests import Request
 
 from serve.api.users import user_of
-from serve.second.split import is_second
+from serve.second.model import is_second
 
 USERS = [f"user-{number}" for number in range(4000)]
 

@@ -22,7 +22,7 @@ from serve import app
 from serve.args import ServeArgs, Wanted
 from serve.engine.engine import Engine
 from serve.replica import Replica
-from serve.second.split import is_second
+from serve.second.model import is_second
 from serve.shadow_process import Unobserved
 from tests.serve.asking import png
 from tests.serve.second.conftest import Start, results
