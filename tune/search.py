@@ -13,7 +13,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search.optuna import OptunaSearch
 
 from raycd.config import Config, TuneConfig
-from raycd.train.batches import rows_seen
+from raycd.train.batches import triplets_seen
 from tune.journal import Record
 from tune.space import Space
 
@@ -95,15 +95,12 @@ def samples(space: Space) -> int:
 
 def make_budget(config: Config, original: int, pseudo: int) -> Budget:
     """Return `tune.epochs` and `tune.grace` in triplets of the default settings."""
-    settings, k = config.tune, config.stage2.k
-    original, pseudo = (rows_seen(count, config.stage2) for count in (original, pseudo))
-
-    def seen(epochs: int) -> int:
-        of_pseudo = epochs // (k + 1) if pseudo else 0
-        return (epochs - of_pseudo) * original + of_pseudo * pseudo
-
-    total = seen(settings.epochs or config.stage2.epochs)
-    return Budget(grace=min(seen(settings.grace or k + 1), total), total=total)
+    settings, stage2 = config.tune, config.stage2
+    total, grace = (
+        triplets_seen(stage2, epochs, original, pseudo)
+        for epochs in (settings.epochs or stage2.epochs, settings.grace or stage2.k + 1)
+    )
+    return Budget(grace=min(grace, total), total=total)
 
 
 def make_scheduler(settings: TuneConfig, budget: Budget, ended: Sequence[Record]) -> TrialScheduler:

@@ -18,9 +18,7 @@ from jobs.comparison.plan import (
     TRIPLETS,
     Entry,
     Plan,
-    epochs_to_see,
     make_plan,
-    seen,
 )
 from jobs.comparison.results import WantedRow
 from raycd.compare import published
@@ -32,6 +30,7 @@ from raycd.model import fusion
 from raycd.runtime import cluster, pipeline, precision
 from raycd.runtime.stages.context import Context
 from raycd.runtime.stages.fresh import fresh_head
+from raycd.train.batches import epochs_to_see, triplets_seen
 from tune.trial import Tables
 
 NAME = "comparison"
@@ -126,12 +125,14 @@ def cells_of(
         cells.append(Cell(entry.name, tables, own, inputs, is_trained=False))
         wanted.append(WantedRow(entry.name, "", "", {config.seed: cells[-1].path}))
     rows = [_row(config, entry, v, tables) for v in plan.variants for entry in plan.entries]
-    most = max((seen(r.config, r.config.stage2.epochs, *r.counts) for r in rows), default=0)
+    most = max(
+        (triplets_seen(r.config.stage2, r.config.stage2.epochs, *r.counts) for r in rows), default=0
+    )
     for form in FORMS:
         for row in rows:
             epochs = row.config.stage2.epochs
             if form == TRIPLETS:
-                epochs = epochs_to_see(row.config, most, *row.counts)
+                epochs = epochs_to_see(row.config.stage2, most, *row.counts)
             own_cells = _over_seeds(
                 row.config, plan.seeds, epochs, f"{row.entry.name} {row.variant}", tables, inputs
             )

@@ -16,7 +16,6 @@ from raycd.errors import ConfigError, WeightsError, program
 from raycd.model import fusion
 from raycd.model.fusion import Head, joint, lincir
 from raycd.runtime.pipeline import NOT_THE_RESULT, STAGES, within
-from raycd.train.batches import rows_seen
 
 ALWAYS = ("image_only", "text_only", "sum")
 """Heads without weights that are rows of every table."""
@@ -295,18 +294,3 @@ def deciding(config: Config, stages: Sequence[str], more: Sequence[str] = ()) ->
         for name, value in flatten(config).items()
         if within(name, names) and not within(name, NOT_THE_RESULT)
     }
-
-
-def seen(config: Config, epochs: int, original: int, pseudo: int) -> int:
-    """Return the triplets that so many epochs see: k of originals before each of pseudo ones."""
-    of_pseudo = epochs // (config.stage2.k + 1) if pseudo else 0
-    original, pseudo = (rows_seen(count, config.stage2) for count in (original, pseudo))
-    return (epochs - of_pseudo) * original + of_pseudo * pseudo
-
-
-def epochs_to_see(config: Config, triplets: int, original: int, pseudo: int) -> int:
-    """Return the least number of epochs that see so many triplets."""
-    epochs = 0
-    while seen(config, epochs, original, pseudo) < triplets:
-        epochs += 1
-    return epochs

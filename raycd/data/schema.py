@@ -83,6 +83,11 @@ PSEUDO_TRIPLET = pa.schema(
 )
 
 
+def subset_of(triplet: Mapping[str, Any]) -> list[str]:
+    """Return the members of a triplet's subset but its reference; none where it has no subset."""
+    return [member for member in triplet["subset"] or () if member != triplet["reference"]]
+
+
 def targets_of(triplet: Mapping[str, Any]) -> list[str]:
     """Return all right answers of a row of TRIPLET, `target` first; none where they are secret."""
     target = triplet["target"]

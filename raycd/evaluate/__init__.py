@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from raycd.config import Protocol
 from raycd.data import schema
-from raycd.data.schema import Dataset, targets_of
+from raycd.data.schema import Dataset, subset_of, targets_of
 from raycd.errors import ConfigError, DataError
 from raycd.evaluate.ranking import NOT_FOUND as NOT_FOUND
 from raycd.evaluate.ranking import (
@@ -346,9 +346,7 @@ class _Ranking:
 
     def _subsets(self, batch: Sequence[Triplet]) -> torch.Tensor:
         """Return positions (B, S) of the members without the reference, padded with -1."""
-        members = [
-            [m for m in triplet["subset"] or () if m != triplet["reference"]] for triplet in batch
-        ]
+        members = [subset_of(triplet) for triplet in batch]
         return _padded(members, max(1, max(map(len, members))), self.in_subsets)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from raycd.data.schema import Dataset
+from raycd.data.schema import Dataset, subset_of
 from raycd.errors import ConfigError, DataError
 from raycd.evaluate import QueryFunction, RerankFunction
 from raycd.evaluate.ranking import subset_scores, top_images
@@ -85,13 +85,13 @@ def rank(
             score_BS = subset_scores(query_BD, gallery_GD, subset_BS.to(query_BD.device), rescore)
             for row, best_K, scores in zip(batch, best_BK.tolist(), score_BS.tolist(), strict=True):
                 ranked.gallery[row["triplet_id"]] = [ids[position] for position in best_K]
-                ranked.subsets[row["triplet_id"]] = _ordered(_members(row), scores)
+                ranked.subsets[row["triplet_id"]] = _ordered(subset_of(row), scores)
         for row in rows:
             if row["reference"] not in known:
                 others = [i for i in annotated if not mask_reference or i != row["reference"]]
                 ranked.unasked.append(row["triplet_id"])
                 ranked.gallery[row["triplet_id"]] = others[:TOP]
-                ranked.subsets[row["triplet_id"]] = _members(row)
+                ranked.subsets[row["triplet_id"]] = subset_of(row)
     return ranked
 
 
@@ -132,13 +132,9 @@ def check_format(name: str) -> None:
         )
 
 
-def _members(row: Mapping[str, Any]) -> list[str]:
-    return [member for member in row["subset"] or () if member != row["reference"]]
-
-
 def _subsets(batch: Sequence[Mapping[str, Any]], positions: Mapping[str, int]) -> torch.Tensor:
     """Return the positions (B, S) of the members of the rows' subsets, -1 without a feature."""
-    rows = [[positions.get(member, -1) for member in _members(row)] for row in batch]
+    rows = [[positions.get(member, -1) for member in subset_of(row)] for row in batch]
     width = max(map(len, rows))
     return torch.tensor([row + [-1] * (width - len(row)) for row in rows], dtype=torch.int64)
 

@@ -57,6 +57,24 @@ def rows_seen(count: int, settings: Stage2Config) -> int:
     return sum(batch_sizes(count, settings.batch_size, drop_last=settings.drop_last))
 
 
+def triplets_seen(settings: Stage2Config, epochs: int, original: int, pseudo: int) -> int:
+    """Return how many triplets so many epochs of stage 2 see: k of originals before each pseudo.
+
+    `original` and `pseudo` are the numbers of such triplets.
+    """
+    of_pseudo = epochs // (settings.k + 1) if pseudo else 0
+    original, pseudo = (rows_seen(count, settings) for count in (original, pseudo))
+    return (epochs - of_pseudo) * original + of_pseudo * pseudo
+
+
+def epochs_to_see(settings: Stage2Config, triplets: int, original: int, pseudo: int) -> int:
+    """Return the least number of epochs that see so many triplets."""
+    epochs = 0
+    while triplets_seen(settings, epochs, original, pseudo) < triplets:
+        epochs += 1
+    return epochs
+
+
 def epoch_choice(count: int, options: int, *, seed: int, epoch: int) -> Rows:
     """Draw one of `options` for each of `count` rows: which text a triplet shows in this epoch."""
     return np.random.default_rng([seed, epoch, 2]).integers(0, options, count)

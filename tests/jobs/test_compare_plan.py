@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.comparison.plan import ALWAYS, deciding, epochs_to_see, make_plan, seen
+from jobs.comparison.plan import ALWAYS, deciding, make_plan
 from raycd.config import Config, flatten
 from raycd.errors import ConfigError
 from raycd.model import fusion
@@ -99,18 +99,6 @@ def test_a_mistake_is_one_message(changes: dict[str, Any], message: str) -> None
     with pytest.raises(ConfigError) as caught:
         plan(**changes)
     assert str(caught.value).startswith(message)
-
-
-def test_equal_triplets_are_the_fewest_epochs_that_see_as_many() -> None:
-    # The demo's: 30 epochs are 25 of 8,100 originals and 5 of 52,310 pseudo triplets.
-    assert seen(CONFIG, 30, 8100, 52310) == 25 * 8100 + 5 * 52310 == 464_050
-    assert seen(CONFIG, 30, 8100, 0) == 30 * 8100
-    assert epochs_to_see(CONFIG, 464_050, 8100, 52310) == 30
-    assert epochs_to_see(CONFIG, 464_050, 8100, 0) == 58
-    assert 57 * 8100 < 464_050 <= 58 * 8100
-    stage2 = CONFIG.stage2.model_copy(update={"batch_size": 1024, "drop_last": True})
-    cut = CONFIG.model_copy(update={"stage2": stage2})
-    assert seen(cut, 1, 18_000, 0) == 17 * 1024  # the last batch is left out
 
 
 def test_what_decides_a_cell_has_the_heads_settings_and_the_seed_and_nothing_of_the_machine() -> (

@@ -4,7 +4,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raycd.train.batches import batch_sizes, epoch_batches, epoch_choice, epoch_targets
+from raycd.config import Stage2Config
+from raycd.train.batches import (
+    batch_sizes,
+    epoch_batches,
+    epoch_choice,
+    epoch_targets,
+    epochs_to_see,
+    triplets_seen,
+)
 
 
 def visited(count: int, batch_size: int, **options: Any) -> list[list[int]]:
@@ -107,3 +115,15 @@ def test_batches_are_counted_as_they_are_drawn_where_the_last_is_dropped() -> No
         for count in range(20):
             drawn = epoch_batches(count, 4, seed=0, epoch=0, world=world, drop_last=True)
             assert len(batch_sizes(count, 4, world, drop_last=True)) == len(drawn), count
+
+
+def test_equal_triplets_are_the_fewest_epochs_that_see_as_many() -> None:
+    settings = Stage2Config(epochs=30, k=5)
+    # The demo's: 30 epochs are 25 of 8,100 originals and 5 of 52,310 pseudo triplets.
+    assert triplets_seen(settings, 30, 8100, 52310) == 25 * 8100 + 5 * 52310 == 464_050
+    assert triplets_seen(settings, 30, 8100, 0) == 30 * 8100
+    assert epochs_to_see(settings, 464_050, 8100, 52310) == 30
+    assert epochs_to_see(settings, 464_050, 8100, 0) == 58
+    assert 57 * 8100 < 464_050 <= 58 * 8100
+    cut = settings.model_copy(update={"batch_size": 1024, "drop_last": True})
+    assert triplets_seen(cut, 1, 18_000, 0) == 17 * 1024  # the last batch is left out

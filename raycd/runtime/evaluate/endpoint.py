@@ -18,7 +18,7 @@ from raycd.api import Limits, SearchResult
 from raycd.client import Client
 from raycd.client.request import Search
 from raycd.config import Config, Protocol
-from raycd.data.schema import Dataset, targets_of
+from raycd.data.schema import Dataset, subset_of, targets_of
 from raycd.errors import ConfigError
 from raycd.evaluate import AVERAGE, MASKED, SUBSET_KS, Evaluation, average, gallery_ids
 from raycd.evaluate.ranking import NOT_FOUND, mean_average_precision, recall
@@ -87,7 +87,7 @@ def ask(
 
 def _check_subsets(queries: Sequence[dict[str, Any]], most: int) -> None:
     """Raise ConfigError where a subset has more images than a search may name; 0: unknown."""
-    sizes = (len({*query["subset"]} - {query["reference"]}) for query in queries if query["subset"])
+    sizes = (len({*subset_of(query)}) for query in queries)
     largest = max(sizes, default=0)
     needed = largest + 1  # and the category
     if most and needed > most:
@@ -128,7 +128,7 @@ class _Category:
 
     def search_subset(self, query: dict[str, Any]) -> Found:
         """Return the images of the query's subset, the same under every protocol, best first."""
-        among = [i for i in query["subset"] if i in self.there and i != query["reference"]]
+        among = [i for i in subset_of(query) if i in self.there]
         return self._found(query, len(among), {"among": among}, self.there) if among else []
 
     def _found(
