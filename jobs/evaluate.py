@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING
 
 from raycd import durable
 from raycd.config import Config, Protocol, cli
-from raycd.errors import ConfigError
-from raycd.errors import program as called
+from raycd.errors import ConfigError, called
 
 if TYPE_CHECKING:
     from raycd.data.schema import Dataset

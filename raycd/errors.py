@@ -109,7 +109,7 @@ class GalleryError(RaycdError):
         self.reason = reason
 
 
-def program(name: str) -> str:
+def called(name: str) -> str:
     """Return how one of our programs, "jobs/train.py", is called here: an installed package has the
     command `raycd` only.
     """

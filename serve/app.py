@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING
 
 from raycd.config import cli
 from raycd.config.settings import Options, parse_service
-from raycd.errors import ConfigError, RaycdError, RunError, WeightsError
-from raycd.errors import program as called
+from raycd.errors import ConfigError, RaycdError, RunError, WeightsError, called
 from raycd.gallery_engine.address import Address
 from serve.args import DEFAULT, NO_GALLERY, REGISTRY, LocalArgs, ServeArgs, Wanted, is_fetched
 from serve.security import keyring

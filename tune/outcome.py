@@ -19,7 +19,7 @@ from optuna.trial import TrialState, create_trial
 
 from raycd.config import to_yaml
 from raycd.data.folder import is_local
-from raycd.errors import program
+from raycd.errors import called
 from tune.finals import Finalist, interval, verdict
 from tune.journal import CUT_SHORT, RESULT, Journal, Record, ranked, used_pseudo
 from tune.space import Space
@@ -83,7 +83,7 @@ def summary(
         ),
         "",
         f"best:    {journal.run.path(BEST)} "
-        f"({finalists[0].name}; {program('jobs/train.py')} --config {_readable(journal)})",
+        f"({finalists[0].name}; {called('jobs/train.py')} --config {_readable(journal)})",
         f"sweep:   {journal.run.root}",
     ]
     return "\n".join(lines)

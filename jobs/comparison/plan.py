@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from raycd.config import Config, cli, field_types, flatten, layers
-from raycd.errors import ConfigError, WeightsError, program
+from raycd.errors import ConfigError, WeightsError, called
 from raycd.model import fusion
 from raycd.model.fusion import Head, joint, lincir
 from raycd.runtime.pipeline import NOT_THE_RESULT, STAGES, within
@@ -195,7 +195,7 @@ def _named(heads: str) -> dict[str, str]:
                 "--heads names a head that no comparison has",
                 got=head,
                 expected=f"all, or some of {', '.join(known)}: {head} {_APART[head]}",
-                do=f"measure it by itself: {program('jobs/train.py')} --stage2.head {head}",
+                do=f"measure it by itself: {called('jobs/train.py')} --stage2.head {head}",
             )
         if head not in known:
             near = layers.nearest(head, known)

@@ -12,7 +12,7 @@ import httpx
 from pydantic import ValidationError
 
 from raycd.api import Problem
-from raycd.errors import RaycdError, program
+from raycd.errors import RaycdError, called
 
 PROBLEM = "application/problem+json"
 _SHOWN = 300  # characters of a foreign text in our message
@@ -58,7 +58,7 @@ def unreachable(failure: httpx.RequestError, service: str, *, tries: int) -> Ser
         remedy = "see the service's log; a body that is too large may end a connection, too"
         what = f"{service} ended the connection"
     else:
-        start = program("serve/app.py")
+        start = called("serve/app.py")
         remedy = (
             f"start the service ({start} --bundle ...), or give its url (url=, --url or RAYCD_URL)"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from raycd.data.moved import Move
-from raycd.errors import ConfigError, GalleryError, program
+from raycd.errors import ConfigError, GalleryError, called
 from raycd.gallery.records import Row
 from raycd.gallery_db import GalleryDatabase, database
 from raycd.gallery_db.pictures import SCHEME, Pictures
@@ -101,7 +101,7 @@ class StoredGallery:
             raise ConfigError(
                 "no other encoder has encoded every image: some would have no feature at all",
                 got=f"{max(others, default=0):,} images of {self.gallery_db.count():,}",
-                do=f"first run {program('jobs/index.py')} with the --bundle that stays",
+                do=f"first run {called('jobs/index.py')} with the --bundle that stays",
             )
         return matching[0], encoders[matching[0]]
 

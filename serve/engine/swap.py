@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from raycd import bundle
 from raycd.bundle import cache
-from raycd.errors import GalleryError, RaycdError, WeightsError, program
+from raycd.errors import GalleryError, RaycdError, WeightsError, called
 from serve.args import REGISTRY, is_fetched
 
 
@@ -54,7 +54,7 @@ def reason(error: Exception) -> str:
         case GalleryError(reason="mismatch"):
             return (
                 "its encoder has not encoded the whole gallery: "
-                f"run {program('jobs/index.py')} --gallery with it first"
+                f"run {called('jobs/index.py')} --gallery with it first"
             )
         case WeightsError():
             return (

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from raycd.data.images import BrokenImage
-from raycd.errors import GalleryError, program
+from raycd.errors import GalleryError, called
 from raycd.gallery.records import Row
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
@@ -56,7 +56,7 @@ class Unencoded:
                 "mismatch",
                 got=f"{missing} images without features of encoder {self._fingerprint[:12]}",
                 expected=f"at most {ENCODED}, which the service encodes itself",
-                do=f"run {program('jobs/index.py')} with this --bundle and --gallery first; "
+                do=f"run {called('jobs/index.py')} with this --bundle and --gallery first; "
                 "the running service goes on meanwhile",
             )
 

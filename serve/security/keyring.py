@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from raycd.errors import ConfigError, program
+from raycd.errors import ConfigError, called
 from serve.args.galleries import NAME
 
 Scope = Literal["read", "write"]
@@ -130,7 +130,7 @@ def _versioned(file: Path) -> tuple[tuple[Key, ...], tuple[int, ...]]:
         raise ConfigError(
             f"the file of API keys cannot be read: {file}",
             got=error.strerror,
-            do=f"make one with {program('serve/keys.py')} add, or fix its path or its permissions",
+            do=f"make one with {called('serve/keys.py')} add, or fix its path or its permissions",
         ) from None
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False, include_context=False)[0]
@@ -138,7 +138,7 @@ def _versioned(file: Path) -> tuple[tuple[Key, ...], tuple[int, ...]]:
         raise ConfigError(
             f"the file of API keys is malformed: {file}",
             got=f"{field}: {wrong['msg']}" if field else wrong["msg"],
-            expected=f"what {program('serve/keys.py')} add writes",
+            expected=f"what {called('serve/keys.py')} add writes",
             do="restore it, or delete it and make new keys",
         ) from None
 
