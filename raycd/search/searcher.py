@@ -44,6 +44,7 @@ from raycd.model.fusion.head import WORDS
 from raycd.model.maps import TOKENS, Extra
 from raycd.search import results
 from raycd.search.arranging import arrange
+from raycd.search.batch_images import BatchImages
 from raycd.search.cache import CountedCache
 from raycd.search.needs import HeadNeeds
 from raycd.search.query import (
@@ -58,7 +59,6 @@ from raycd.search.query import (
     Result,
 )
 from raycd.search.reranking import Reranking
-from raycd.search.shown import Shown
 
 NEGATIVE = 0.5  # weight of a negative text; that of a text is 1
 _SHORT = 200  # characters
@@ -251,21 +251,21 @@ class Searcher:
         text_BD, of_text = self._encoded_texts([one.text for one in batch])
         unit_text_BD = F.normalize(text_BD, dim=-1)
         has_text = torch.tensor([one.text is not None for one in batch])
-        shown = Shown.of(batch)
-        image_ND, of_image = self._images(batch, shown)
+        images = BatchImages.of(batch)
+        image_ND, of_image = self._images(batch, images)
         unit_image_ND = F.normalize(image_ND, dim=-1)
         base_ND = unit_image_ND.clone()
-        both_N = (shown.share_N > 0) & has_text[shown.row_N]
+        both_N = (images.share_N > 0) & has_text[images.row_N]
         if both_N.any():
-            pairs = [(at, int(shown.row_N[at])) for at in both_N.nonzero()[:, 0].tolist()]
+            pairs = [(at, int(images.row_N[at])) for at in both_N.nonzero()[:, 0].tolist()]
             extra = self._needs.batch([of_image[at] | of_text[row] for at, row in pairs])
-            halves = image_ND[both_N], text_BD[shown.row_N[both_N]]
-            base_ND[both_N] = self._fused(batch, shown, pairs, halves, extra)
-        image_BD, has_image = shown.mean(image_ND), shown.has_image
-        mean_image_BD = shown.mean(unit_image_ND)
+            halves = image_ND[both_N], text_BD[images.row_N[both_N]]
+            base_ND[both_N] = self._fused(batch, images, pairs, halves, extra)
+        image_BD, has_image = images.mean(image_ND), images.has_image
+        mean_image_BD = images.mean(unit_image_ND)
         unit_image_BD = F.normalize(mean_image_BD, dim=-1)
-        query_BD = torch.where(has_image[:, None], shown.mean(base_ND), unit_text_BD)
-        query_BD += shown.pushed(unit_image_ND)
+        query_BD = torch.where(has_image[:, None], images.mean(base_ND), unit_text_BD)
+        query_BD += images.pushed(unit_image_ND)
         image_weights = [one.query.image_weight for one in batch]
         text_weights = [one.query.text_weight for one in batch]
         # Images alone are that mean, which a weight of 0 takes away
@@ -286,7 +286,7 @@ class Searcher:
     def _fused(
         self,
         batch: Sequence[Prepared],
-        shown: Shown,
+        images: BatchImages,
         pairs: Sequence[tuple[int, int]],
         halves: Sequence[torch.Tensor],
         extra: Extra,
@@ -296,7 +296,7 @@ class Searcher:
             on_device = (half_ND.to(self._encoder.device) for half_ND in halves)
             fused_ND: torch.Tensor = self._head(*on_device, **extra).float().cpu()
             return fused_ND
-        pictures = [shown.pictures[at].pixels for at, _ in pairs]
+        pictures = [images.pictures[at].pixels for at, _ in pairs]
         pixels = torch.stack([one for one in pictures if one is not None])
         texts = [words.text for _, row in pairs if (words := batch[row].text) is not None]
         return F.normalize(
@@ -319,20 +319,22 @@ class Searcher:
         features: NDArray[np.float32] = features_BD.numpy()
         return features
 
-    def _images(self, batch: Sequence[Prepared], shown: Shown) -> tuple[torch.Tensor, list[Extra]]:
+    def _images(
+        self, batch: Sequence[Prepared], images: BatchImages
+    ) -> tuple[torch.Tensor, list[Extra]]:
         """Return un-normalised image features (N, D), and maps.
 
         Maps are what the head needs, where there is a text for it, too.
         """
-        features_ND = torch.empty((len(shown.pictures), self._encoder.dim))
-        extras: list[Extra] = [{} for _ in shown.pictures]
-        given = {at: one.pixels for at, one in enumerate(shown.pictures) if one.pixels is not None}
+        features_ND = torch.empty((len(images.pictures), self._encoder.dim))
+        extras: list[Extra] = [{} for _ in images.pictures]
+        given = {at: one.pixels for at, one in enumerate(images.pictures) if one.pixels is not None}
         if given:
             pixels = torch.stack(list(given.values()))
             features_ND[list(given)], found = self._needs.encode_images(pixels)
             for at, extra in zip(given, found, strict=True):
                 extras[at] = extra
-        for at, (one, row) in enumerate(zip(shown.pictures, shown.row_N.tolist(), strict=True)):
+        for at, (one, row) in enumerate(zip(images.pictures, images.row_N.tolist(), strict=True)):
             if at in given:
                 continue
             assert one.feature_D is not None, "an image without pixels has its feature"

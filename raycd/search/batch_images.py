@@ -13,7 +13,7 @@ import torch
 from raycd.search.query import Pictured, Prepared
 
 
-class Shown(NamedTuple):
+class BatchImages(NamedTuple):
     """The images of some queries."""
 
     pictures: Sequence[Pictured]
