@@ -346,6 +346,13 @@ class Refresh:
 
             version = registry.move_alias(asked, champion["pinned"], trained["run_id"])
             return {"now": f"{asked} is version {version}"}
+        from raycd import bundle
+
+        now = bundle.verify(Path(asked)).digest if Path(asked).exists() else champion["digest"]
+        if now not in (champion["digest"], trained["digest"]):
+            what = f"{asked} was not replaced: it is another one than the refresh began with"
+            got = f"{now[:12]} instead of {champion['digest'][:12]}; new: {trained['bundle']}"
+            raise ConfigError(what, got=got, do="give another --into, which compares with it")
         with replace_folder(Path(asked)) as fresh:
             shutil.copytree(trained["bundle"], fresh, dirs_exist_ok=True)
         return {"now": f"{asked} has digest {trained['digest'][:12]}"}

@@ -103,14 +103,15 @@ def difference(
     delta_SQ = np.asarray(other_SQ, np.float64) - np.asarray(baseline_SQ, np.float64)
     weight_Q, (seeds, queries) = weights(categories), delta_SQ.shape
     assert len(weight_Q) == queries
-    mean = float((delta_SQ @ weight_Q).mean())
+    share_SQ = delta_SQ * weight_Q  # of the mean over categories
+    mean = float(share_SQ.sum(axis=1).mean())
     if seeds < 2:
         return Difference(mean, None, None, None)
-    groups = _groups(categories)
-    parts = _Parts.of(delta_SQ, weight_Q, groups)
+    strata = _strata(categories)
+    parts = _Parts.of(share_SQ, strata)
     if max(parts.seeds, parts.queries) <= _ROUNDING**2:
         return Difference(mean, None, None, None)
-    drawn = float(np.var(_bootstrap(delta_SQ, groups, seed, resamples), ddof=1))
+    drawn = float(np.var(_bootstrap(share_SQ, strata, seed, resamples), ddof=1))
     # What is left is never less than what seeds or queries alone make of it.
     error = math.sqrt(max(drawn - 2 * parts.noise, parts.seeds, parts.queries))
     degrees = parts.degrees_of_freedom()
@@ -137,43 +138,56 @@ def _quantile(degrees: float) -> float:
     return float(student.ppf((1 + LEVEL) / 2, degrees))
 
 
-def _groups(categories: Sequence[str]) -> list[NDArray[np.int64]]:
-    """Return the positions of each category's queries."""
+def _strata(categories: Sequence[str]) -> list[NDArray[np.int64]]:
+    """Return the positions of each category's queries.
+
+    Those of a single query, which shows no spread, are one stratum together, a lone one is of the
+    smallest other (collapsed strata, Cochran 1977, 5A.12): it spreads rather too much than too
+    little then.
+    """
     names = np.asarray(categories)
-    return [np.flatnonzero(names == name) for name in dict.fromkeys(categories)]
+    groups = [np.flatnonzero(names == name) for name in dict.fromkeys(categories)]
+    several = [group for group in groups if len(group) > 1]
+    single = [group for group in groups if len(group) == 1]
+    if len(single) == 1 and several:
+        smallest = min(range(len(several)), key=lambda at: len(several[at]))
+        several[smallest] = np.concatenate([several[smallest], *single])
+    elif single:
+        several.append(np.concatenate(single))
+    return several
 
 
 def _bootstrap(
-    delta_SQ: Floats, groups: Sequence[NDArray[np.int64]], seed: int, resamples: int
+    share_SQ: Floats, strata: Sequence[NDArray[np.int64]], seed: int, resamples: int
 ) -> Floats:
-    """Return the means (B,) of differences whose seeds and queries were drawn anew."""
-    seeds = len(delta_SQ)
+    """Return the sums (B,) of shares whose seeds and queries were drawn anew."""
+    seeds = len(share_SQ)
     rng = np.random.default_rng([seed, seeds])
     taken_BS = rng.multinomial(seeds - 1, np.full(seeds, 1 / seeds), resamples) / (seeds - 1)
-    asked_BQ = _draw_queries(tuple(map(len, groups)), seed, resamples)
-    mean_BS = asked_BQ @ delta_SQ[:, np.concatenate(groups)].T.astype(np.float32)
-    means: Floats = np.einsum("bs,bs->b", taken_BS, mean_BS)
-    return means
+    times_BQ = _draw_queries(tuple(map(len, strata)), seed, resamples)
+    sum_BS = times_BQ @ share_SQ[:, np.concatenate(strata)].T.astype(np.float32)
+    sums: Floats = np.einsum("bs,bs->b", taken_BS, sum_BS)
+    return sums
 
 
 @lru_cache(maxsize=4)
 def _draw_queries(sizes: tuple[int, ...], seed: int, resamples: int) -> NDArray[np.float32]:
-    """Return how much each query weighs in each resample (B, Q): `sizes` of them a category.
+    """Return how often each query is in each resample (B, Q): `sizes` of them a stratum.
 
     All comparisons over the same queries draw the same ones: kept, since drawing takes longest.
     """
     rng = np.random.default_rng([seed, *sizes])
-    weight_BQ = np.empty((resamples, sum(sizes)), np.float32)
-    for weight_BC, size in zip(
-        np.split(weight_BQ, np.cumsum(sizes[:-1]), axis=1), sizes, strict=True
+    times_BQ = np.empty((resamples, sum(sizes)), np.float32)
+    for times_BC, size in zip(
+        np.split(times_BQ, np.cumsum(sizes[:-1]), axis=1), sizes, strict=True
     ):
         for first in range(0, resamples, _TOGETHER):
-            part_bC = weight_BC[first : first + _TOGETHER]
+            part_bC = times_BC[first : first + _TOGETHER]
             drawn_bC = rng.integers(size, size=part_bC.shape, dtype=np.int64)
             drawn_bC += np.arange(len(part_bC))[:, None] * size
             counts = np.bincount(drawn_bC.ravel(), minlength=part_bC.size)
-            part_bC[:] = counts.reshape(part_bC.shape) / (size * len(sizes))
-    return weight_BQ
+            part_bC[:] = counts.reshape(part_bC.shape)
+    return times_BQ
 
 
 @dataclass(frozen=True)
@@ -189,18 +203,17 @@ class _Parts:
     estimates: Sequence[tuple[float, int]]
 
     @classmethod
-    def of(cls, delta_SQ: Floats, weight_Q: Floats, groups: Sequence[NDArray[np.int64]]) -> _Parts:
-        """Work them out as a two-way analysis of variance does, category by category."""
-        count = len(delta_SQ)
-        seeds = float(np.var(delta_SQ @ weight_Q, ddof=1)) / count
+    def of(cls, share_SQ: Floats, strata: Sequence[NDArray[np.int64]]) -> _Parts:
+        """Work them out as a two-way analysis of variance does, stratum by stratum."""
+        count = len(share_SQ)
+        seeds = float(np.var(share_SQ.sum(axis=1), ddof=1)) / count
         queries, noise = [], []
-        for group in (group for group in groups if len(group) > 1):
-            delta = delta_SQ[:, group]
-            size, share = len(group), 1 / len(groups) ** 2
-            rest = delta - delta.mean(axis=0) - delta.mean(axis=1, keepdims=True) + delta.mean()
+        for stratum in (stratum for stratum in strata if len(stratum) > 1):
+            share, size = share_SQ[:, stratum], len(stratum)
+            rest = share - share.mean(axis=0) - share.mean(axis=1, keepdims=True) + share.mean()
             free = (count - 1) * (size - 1)
-            queries.append((share * float(np.var(delta.mean(axis=0), ddof=1)) / size, size - 1))
-            noise.append((share * float(np.sum(rest**2)) / free / rest.size, free))
+            queries.append((size * float(np.var(share.mean(axis=0), ddof=1)), size - 1))
+            noise.append((size * float(np.sum(rest**2)) / free / count, free))
         return cls(
             seeds,
             sum(variance for variance, _ in queries),

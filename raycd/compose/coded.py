@@ -12,6 +12,7 @@ from raycd.config import ComposeConfig
 from raycd.errors import DataError
 
 UNKNOWN = -1
+_MANY = 10  # values: of fewer it may be chance that they stand once
 
 
 @dataclass(frozen=True)
@@ -44,25 +45,27 @@ def encode(
             got=", ".join(absent),
             expected=f"some of: {', '.join(names) or '(there are no attributes)'}",
         )
-    kept, words, columns = list[str](), list[list[str]](), list[NDArray[np.int32]]()
+    names = settings.attributes or names
+    columns = {name: _numbered(own.get(name, "") for own in attributes) for name in names}
+    known = {name: int((column_N != UNKNOWN).sum()) for name, (_, column_N) in columns.items()}
     left_out: dict[str, str] = {}
-    for name in settings.attributes or names:
-        numbers, column_N = _numbered(own.get(name, "") for own in attributes)
-        reason = _reason(name, len(numbers), settings, title)
+    kept: list[str] = []
+    for name in sorted(names, key=lambda name: -known[name]):  # of two alike the fuller stays
+        numbers, column_N = columns[name]
+        reason = _reason(name, len(numbers), known[name], settings, title)
         reason = reason or next(
             (
                 f"it says the same as {other}"
-                for other, column in zip(kept, columns, strict=True)
-                if name not in settings.attributes and _alike(column_N, column)
+                for other in kept
+                if name not in settings.attributes and _alike(column_N, columns[other][1])
             ),
             "",
         )
         if reason:
             left_out[name] = reason
-            continue
-        kept.append(name)
-        words.append(list(numbers))
-        columns.append(column_N)
+        else:
+            kept.append(name)
+    kept.sort(key=names.index)
     if not kept:
         raise DataError(
             "there is no attribute to compose triplets from",
@@ -71,7 +74,8 @@ def encode(
             do="add columns to the gallery table, name some in compose.attributes, or give "
             "--compose.when never",
         )
-    return Coded(kept, words, np.stack(columns, axis=1), left_out)
+    words = [list(columns[name][0]) for name in kept]
+    return Coded(kept, words, np.stack([columns[name][1] for name in kept], axis=1), left_out)
 
 
 def _numbered(values: Iterable[str]) -> tuple[dict[str, int], NDArray[np.int32]]:
@@ -95,11 +99,14 @@ def _alike(one_N: NDArray[np.int32], other_N: NDArray[np.int32]) -> bool:
     return seen_twice and all(len(np.unique(side)) == pairs_2P.shape[1] for side in pairs_2P)
 
 
-def _reason(name: str, values: int, settings: ComposeConfig, title: str) -> str:
+def _reason(name: str, values: int, known: int, settings: ComposeConfig, title: str) -> str:
     if name in settings.attributes:
         return "" if values > 1 else "it has one value"
     if name == title:
         return "it is the title"
     if values > settings.most_values:
         return f"it has {values:,} values, compose.most_values is {settings.most_values:,}"
-    return "" if values > 1 else "it has one value"
+    if values < 2:
+        return "it has one value"
+    owned = values >= _MANY and known < 2 * values
+    return "nearly every image has a value of its own" if owned else ""

@@ -59,6 +59,11 @@ class Wording:
         return text if self.raw else text[:1].upper() + text[1:]
 
 
+def spelling(text: str) -> str:
+    """Return a text as all its spellings are: capitals, spaces and outer `.?, ` are none of it."""
+    return " ".join(Wording().evaluation([text]).lower().split())
+
+
 def training_texts(captions: Sequence[str]) -> tuple[str, str, str, str]:
     """Return the texts of the usual wording in training."""
     return Wording().training(captions)

@@ -62,20 +62,19 @@ def _unnamed(there: Sequence[str], name: str) -> str | None:
 
 
 def _with_val(found: Dataset) -> Dataset:
-    """Return a catalogue whose images are searched, too, where all of them are said to be train's.
+    """Return a catalogue whose images are searched, too, where none of them is said to be val's.
 
     The bundle's gallery is that of val, which a data set of one file, train-*.parquet, lacks.
     """
     gallery = found.gallery
     if len(gallery.filter(pc.equal(gallery["split"], "val"))):
         return found
-    train = gallery.filter(pc.equal(gallery["split"], "train"))
     at = gallery.schema.get_field_index("split")
-    val = pa.array(["val"] * len(train), gallery.schema.field(at).type)
-    return replace(
-        found,
-        gallery=pa.concat_tables([gallery, train.set_column(at, gallery.schema.field(at), val)]),
-    )
+    val = pa.array(["val"] * len(gallery), gallery.schema.field(at).type)
+    every = gallery.set_column(at, gallery.schema.field(at), val)
+    # An image may be of train and of test
+    once = every.group_by(every.column_names, use_threads=False).aggregate([])
+    return replace(found, gallery=pa.concat_tables([gallery, once.cast(gallery.schema)]))
 
 
 def labels(source: str) -> Mapping[str, Labels]:

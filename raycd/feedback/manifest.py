@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raycd.data.captions import spelling
 from raycd.data.schema import GALLERY, IMAGE, TRIPLET, Dataset, targets_of
 from raycd.feedback.triplets import Learned
 
@@ -83,7 +84,7 @@ def place(
             name for name, own in others if own and own.path and category in own.categories
         ]
         row = {
-            "triplet_id": _id(category, one.reference, one.text, one.target),
+            "triplet_id": _id(category, one.reference, spelling(one.text), one.target),
             "category": category,
             "split": "val" if is_held else "train",
             "reference": one.reference,
@@ -105,7 +106,7 @@ def _queries(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Return the rows of each query, in the order of their first ones."""
     queries: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        key = row["category"], row["reference"], row["captions"][0]
+        key = row["category"], row["reference"], spelling(row["captions"][0])
         queries.setdefault(key, []).append(row)
     return list(queries.values())
 
@@ -134,9 +135,10 @@ def with_feedback(
     """
     again = pa.array(
         [
-            _id(row["category"], row["reference"], row["captions"][0], target)
+            _id(row["category"], row["reference"], text, target)
             for row in (*rows, *held_back)
             for target in targets_of(row)
+            for text in (row["captions"][0], spelling(row["captions"][0]))
         ],
         pa.string(),
     )
@@ -226,7 +228,7 @@ def _id(*parts: str) -> str:
 
 
 def _share(one: Learned) -> float:
-    return int(_hash(one.reference, one.text)[:8], 16) / 2**32
+    return int(_hash(one.reference, spelling(one.text))[:8], 16) / 2**32
 
 
 def _hash(*parts: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from raycd.errors import DataError
 from raycd.feedback import examination, explore
 from raycd.feedback.records import LoggedSession
 
@@ -27,10 +28,20 @@ def estimate(found: Sequence[LoggedSession], how: How = "auto") -> Propensity:
 
     Args:
         how: auto takes the slice where it has ENOUGH clicks, else the examination model.
+
+    Raises:
+        DataError: The slice is asked for, and has no clicks.
     """
     if how == "none":
         return Propensity("none", None, 0)
     clicks_KK = explore.clicks(found)
+    if how == "slice" and not clicks_KK.any():
+        raise DataError(
+            "there is no click of the randomised slice",
+            got=f"{len(found):,} searches",
+            expected="searches whose results the service has exchanged at random",
+            do="start the service with --explore 0.1, or give --correct model",
+        )
     if how == "slice" or (how == "auto" and clicks_KK.sum() >= ENOUGH):
         return Propensity("slice", explore.propensities(clicks_KK).tolist(), int(clicks_KK.sum()))
     shown_KG, clicked_KG = examination.shown(found)

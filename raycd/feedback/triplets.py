@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 
+from raycd.data.captions import spelling
 from raycd.feedback.records import LIKED, LoggedSession
 
 LEAST = 0.1  # propensity, so that no click counts more than ten
@@ -52,6 +53,7 @@ def learn(
 ) -> list[Learned]:
     """Return the triplets of sessions that have a reference of the gallery and a text.
 
+    Texts that differ in their spelling alone (`captions.spelling`) are one, called as it was first.
     Where a search ended in a purchase, its clicks are not targets; likewise for the cart. What is a
     target of a query is no negative of it.
 
@@ -63,17 +65,20 @@ def learn(
         negatives: Of a triplet, at most: the last above its target first.
     """
     pairs: dict[tuple[str, str], dict[str, _Pair]] = {}
+    called: dict[str, str] = {}
     for session in found:
         search = session.search
         text = search.text or (texts or {}).get(search.text_hash or "")
         if not search.reference or not text:
             continue
+        text = called.setdefault(spelling(text), text)
         targets = strongest(session)
         for target in targets:
             pair = pairs.setdefault((search.reference, text), {}).setdefault(target, _Pair())
             pair.weight += 1 / _propensity(propensity_K, search.first, search.results.index(target))
             pair.support += 1
-            pair.dismissed |= dict.fromkeys(dismissed(session))
+            refused = [one for one in dismissed(session) if one != search.reference]
+            pair.dismissed |= dict.fromkeys(refused)
             pair.above |= dict.fromkeys(skipped(session, search.reference))
     made = [
         Learned(

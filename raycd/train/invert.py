@@ -6,7 +6,7 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -51,12 +51,7 @@ class Invert:
     def __init__(
         self, head: LinCIR, texts: Sequence[str], tokenizer: TextTokenizer, config: Config
     ) -> None:
-        if len(texts) < 2:
-            raise DataError(
-                f"the head {config.stage2.head} learns from titles and attributes",
-                got=f"train images with {len(texts)} different ones",
-                do="add a column of titles to the gallery table, or take another head",
-            )
+        check_texts(texts, config.stage2.head)
         self.config, self.seed, self.head = config.stage2, config.seed, head
         self.module: nn.Module = Inversion(head)
         self.tokens_NL = tokenizer(texts)
@@ -116,3 +111,13 @@ def masked_run(
     if end not in padded:  # an empty text that fills the context
         padded[-1] = end
     return torch.tensor(padded)
+
+
+def check_texts(texts: Collection[str], head: str) -> None:
+    """Raise DataError where there are fewer than two different texts for a head to learn from."""
+    if len(texts) < 2:
+        raise DataError(
+            f"the head {head} learns from titles and attributes",
+            got=f"train images with {len(texts)} different ones",
+            do="add a column of titles to the gallery table, or take another head",
+        )

@@ -1,4 +1,4 @@
-"""All settings of the service, and those of one that this machine alone has."""
+"""All settings of the service, and where `python serve/app.py` listens beside them."""
 
 import re
 from collections.abc import Sequence

@@ -46,6 +46,14 @@ def test_a_chance_gain_is_none() -> None:
     assert "95% interval [-" in gained.reason
 
 
+def test_too_few_queries_are_not_told_to_be_the_same() -> None:
+    verdict = judge(answers([True, True]), answers([False, False]), Metric())
+    assert not verdict.is_better
+    assert verdict.reason == (
+        "recall@10 +100.00 points, from too few queries to say how sure that is"
+    )
+
+
 def test_no_queries_at_all_are_told() -> None:
     verdict = judge(answers([]), answers([]), Metric())
     assert (verdict.is_better, verdict.reason) == (False, "there are no queries to compare by")

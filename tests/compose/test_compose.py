@@ -282,3 +282,28 @@ def test_a_wording_that_cannot_be_used_is_refused(tmp_path: Path, text: str, mes
     (tmp_path / "own.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         compose.read_phrases("own.yaml", str(tmp_path))
+
+
+def test_a_column_of_which_nearly_every_image_has_a_value_of_its_own_is_left_out() -> None:
+    rows = [
+        {"sku": f"S-{n}", "colour": ("red", "blue", "green")[n % 3], "size": "SML"[n // 3 % 3]}
+        for n in range(45)
+    ]
+    coded = compose.encode(rows, ComposeConfig(), title="title")
+    assert coded.names == ["colour", "size"]
+    assert coded.left_out == {"sku": "nearly every image has a value of its own"}
+    asked = compose.encode(rows, ComposeConfig(attributes=["sku"]), title="title")
+    assert asked.names == ["sku"]
+
+
+@pytest.mark.parametrize("first", ["colour", "farbe"])
+def test_of_two_columns_that_say_the_same_the_fuller_stays(first: str) -> None:
+    words = {"red": "rot", "blue": "blau", "green": "grün"}
+    rows = []
+    for n in range(60):
+        colour = list(words)[n % 3]
+        own = {"colour": colour if n % 10 else "", "farbe": words[colour], "size": "SM"[n // 3 % 2]}
+        rows.append({name: own[name] for name in sorted(own, key=lambda name: name != first)})
+    coded = compose.encode(rows, ComposeConfig(), title="title")
+    assert set(coded.names) == {"farbe", "size"}
+    assert coded.left_out == {"colour": "it says the same as farbe"}

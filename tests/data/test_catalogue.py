@@ -84,6 +84,10 @@ def test_images_that_are_all_said_to_be_trains_are_searched_too(tmp_path: Path) 
     (tmp_path / "gallery.csv").write_text("image_id,path,split\n1,1.png,train\n2,2.png,val\n")
     found = read(catalogue(tmp_path, gallery="gallery.csv"))
     assert found.gallery_ids("all", "val") == ["2"]
+    rows = "image_id,path,split\n1,1.png,train\n2,2.png,test\n1,1.png,test\n"
+    (tmp_path / "gallery.csv").write_text(rows)
+    found = read(catalogue(tmp_path, gallery="gallery.csv"))
+    assert found.gallery_ids("all", "val") == ["1", "2"]
 
 
 def test_labels_are_those_of_a_table_or_of_a_folder(tmp_path: Path) -> None:

@@ -95,3 +95,17 @@ def test_events_meet_their_search_and_those_on_what_it_did_not_show_are_left_out
     events = [Event(f"e{n}", query, 1.0, "click", image) for n, (query, image) in enumerate(done)]
     found = {one.search.query_id: one.actions for one in sessions(log, events)}
     assert found == {"one": {"a": {"click"}}, "two": {}}
+
+
+def test_spellings_of_a_text_are_one_query() -> None:
+    texts = ["Is red", "is red.", "is  red", " is Red"]
+    [made] = learn([session("ab", click="a", text=text) for text in texts], None, support=4)
+    assert (made.text, made.support) == ("Is red", 4)
+    # What one of them likes is no negative of another
+    found = [session("ab", click="a", text="is red"), session("ab", click="b", text="Is red")]
+    assert all(not one.negatives for one in learn(found, None, support=1))
+
+
+def test_a_reference_that_is_dismissed_is_no_negative_of_its_own() -> None:
+    [made] = learn([session("rab", reference="r", dismiss="ra", click="b")], None, support=1)
+    assert made.negatives == ("a",)

@@ -146,3 +146,19 @@ def test_what_is_held_back_searches_the_whole_gallery(base: Dataset, tmp_path: P
     assert set(found.gallery_ids("dress", "val")) == {"d0", "d1", "d2", "d3", "both"}
     assert set(found.gallery_ids("shirt", "val")) == {"both", "s0"}
     assert [(row["target"], row["weight"]) for row in found.triplets.to_pylist()] == [("d3", None)]
+
+
+def test_spellings_of_a_text_are_held_back_together(base: Dataset) -> None:
+    some = [
+        learned("d1", "d3", text=spelled)
+        for n in range(40)
+        for spelled in (f"text {n}", f"Text {n}.")
+    ]
+    placed = manifest.place(some, IMAGES, base.triplets_of("val"), held_back=0.5)
+    held, trained = (
+        {row["captions"][0].lower().strip(".") for row in rows}
+        for rows in (placed.held_back, placed.train)
+    )
+    assert held
+    assert trained
+    assert not held & trained

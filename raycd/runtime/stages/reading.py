@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raycd import compose, progress
+from raycd.compose.wording import Change
 from raycd.config import Config
 from raycd.data import titles
 from raycd.data.read import read
@@ -21,6 +22,7 @@ from raycd.data.schema import Dataset
 from raycd.data.selection import SELECTION, hold_out
 from raycd.errors import ConfigError, DataError
 from raycd.model import fusion
+from raycd.train import invert
 from raycd.train.fuse import check_hard_negatives
 
 CATALOGUE = "catalogue"  # data.format
@@ -168,9 +170,19 @@ def fitted(config: Config, found: Dataset | None) -> Config:
         if found is not None:
             config = _checked_attributes(config, found)
     changes: dict[str, Any] = {}
-    if found and config.adapt.epochs and not titles.of_dataset(found, "train", config.data.title):
-        progress.say("adapt is left out: no train image has a title or attributes")
-        changes["adapt"] = config.adapt.model_copy(update={"epochs": 0})
+    on_titles = fusion.head_class(config.stage2.head).on_titles and config.stage2.epochs > 0
+    if found and (config.adapt.epochs or on_titles):
+        known = titles.of_dataset(found, "train", config.data.title)
+        if on_titles:
+            invert.check_texts({text for own in known.values() for text in own}, config.stage2.head)
+        if not known:
+            progress.say("adapt is left out: no train image has a title or attributes")
+            changes["adapt"] = config.adapt.model_copy(update={"epochs": 0})
+        elif config.data.title not in (named := _names(found)):
+            progress.say(
+                f"no image has a title: data.title is {config.data.title}, and there are "
+                f"{', '.join(sorted(named))}; texts are made of these"
+            )
     withheld = config.compose.when == "withhold"
     if withheld or (found and without_own_triplets(config, found) and not composes(config, found)):
         last, head = {"select_on": "last"}, config.stage2.head
@@ -193,19 +205,25 @@ def fitted(config: Config, found: Dataset | None) -> Config:
 
 def _attributed(config: Config, found: Dataset) -> bool:
     """Tell whether some image has an attribute that is not its title."""
+    return bool(_names(found) - {config.data.title})
+
+
+def _names(found: Dataset) -> set[str]:
+    """Return the names of all attributes."""
     chunks = found.images["attributes"].chunks
-    names = {name for chunk in chunks for name in chunk.keys.unique().to_pylist()}
-    return bool(names - {config.data.title})
+    return {name for chunk in chunks for name in chunk.keys.unique().to_pylist()}
 
 
 def _checked_attributes(config: Config, found: Dataset) -> Config:
     """Return the settings, which compose nothing where no attribute does and none was asked for.
 
-    Raises DataError where none does and some were.
+    Raises:
+        DataError: None does and some were.
+        ConfigError: The wording lacks a phrase for a value.
     """
     rows = [dict(row) for row in found.images["attributes"].to_pylist()]
     try:
-        compose.encode(rows, config.compose, title=config.data.title)
+        coded = compose.encode(rows, config.compose, title=config.data.title)
     except DataError as error:
         if config.compose.when != "auto" or config.compose.attributes:
             raise
@@ -213,6 +231,10 @@ def _checked_attributes(config: Config, found: Dataset) -> Config:
         progress.say(f"{what} ({got.partition(':')[2].strip()})")
         never = config.compose.model_copy(update={"when": "never"})
         return config.model_copy(update={"compose": never})
+    phrases = compose.read_phrases(config.compose.wording, config.data.root)
+    for name, words in zip(coded.names, coded.words, strict=True):
+        for word in words:
+            phrases.options(Change(name, "", word))
     return config
 
 

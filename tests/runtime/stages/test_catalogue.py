@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from jobs import feedback, refresh
 from raycd import bundle, compose
 from raycd.config import ComposeConfig, Config
 from raycd.data import manifest
+from raycd.data.build import DatasetBuilder
 from raycd.data.demo.drawing import draw
 from raycd.data.demo.garments import attributes, random_garment
+from raycd.data.schema import Dataset
 from raycd.errors import ConfigError, DataError
 from raycd.feedback.manifest import GALLERY_FILE, TRIPLETS_FILE
 from raycd.runtime import pipeline
@@ -258,6 +261,37 @@ def test_a_table_of_a_catalogue_that_was_named_has_to_be_there(
         config = Config.model_validate(given)
         with pytest.raises(DataError, match=r"absent\.csv"):
             reading.dataset(config, config.data.root)
+
+
+def attributed(*images: Mapping[str, str]) -> Dataset:
+    builder, ids = DatasetBuilder(), [f"i{n}" for n in range(len(images))]
+    for split in ("train", "val"):
+        builder.add_gallery("all", split, ids, source="x")
+    return builder.build({}, dict(zip(ids, map(dict, images), strict=True)))
+
+
+def test_a_wording_without_a_phrase_for_a_value_is_refused_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "w.yaml").write_text("attributes: {colour: {phrases: ['is {new}']}}")
+    found = attributed(*({"colour": "rb"[n % 2], "size": "SM"[n // 2 % 2]} for n in range(8)))
+    settings = {"data": {"format": "catalogue", "root": str(tmp_path)}}
+    config = Config.model_validate(settings | {"compose": {"wording": "w.yaml"}})
+    with pytest.raises(ConfigError, match=r"no phrase for a change\n.*size: s"):
+        reading.fitted(config, found)
+
+
+def test_a_title_that_no_image_has_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    found = attributed({"Title": "a red dress"}, {"Title": "a hat"})
+    settings = {"data": {"format": "catalogue"}, "adapt": {"epochs": 1}}
+    assert reading.fitted(Config.model_validate(settings), found).adapt.epochs == 1
+    assert "data.title is title, and there are Title; texts" in capsys.readouterr().err
+
+
+def test_a_head_that_learns_from_titles_is_refused_at_once_without_any() -> None:
+    settings = {"data": {"format": "catalogue"}, "stage2": {"head": "lincir", "epochs": 1}}
+    with pytest.raises(DataError, match="the head lincir learns from titles and attributes"):
+        reading.fitted(Config.model_validate(settings), attributed({}, {}))
 
 
 @pytest.mark.parametrize(
