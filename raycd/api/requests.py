@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from raycd.filters import EachOnce, Filter, Name, Number
 
@@ -167,7 +174,7 @@ class GalleryImage(RequestPart):
     """
     encoder: Annotated[str, Field(min_length=12, max_length=64)] | None = None
     """Fingerprint of the feature's encoder, as in /v1/info; a feature needs it."""
-    category: list[Name] = []
+    category: Annotated[list[Name], AfterValidator(lambda own: list(dict.fromkeys(own)))] = []
     """The categories that the image belongs to."""
     attributes: Annotated[dict[Name, Name], EachOnce] = {}
     """{"colour": "blue"}."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+from contextlib import suppress
 from threading import Lock
-from typing import Any
 
 import numpy as np
 from cachetools import LRUCache
@@ -13,7 +14,7 @@ from raycd.gallery.conditions import Conditions
 from raycd.gallery.records import Row
 from raycd.index.structure import Mask
 
-KEPT_FILTERS = 256  # whose answers for added images are kept: a byte an image
+KEPT_MIB = 16  # of answers for added images, a byte each
 
 
 class AddedRows(list[Row]):
@@ -21,17 +22,27 @@ class AddedRows(list[Row]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._masks: LRUCache[Any, Mask] = LRUCache(KEPT_FILTERS)
+        self._masks: LRUCache[Hashable, Mask] = LRUCache(
+            KEPT_MIB * 2**20, getsizeof=lambda mask: mask.nbytes
+        )
         self._lock = Lock()
 
     def mask(self, categories: tuple[str, ...], wanted: Conditions, count: int) -> Mask:
-        """Return which of the first `count` (N,) a filter finds; each row is asked once."""
+        """Return which of the first `count` (N,) a filter finds."""
+        return self.where((categories, wanted), lambda row: _fits(row, categories, wanted), count)
+
+    def where(self, question: Hashable, fits: Callable[[Row], bool], count: int) -> Mask:
+        """Return which of the first `count` (N,) fit, in answer to a question of this name.
+
+        Each row is asked once.
+        """
         with self._lock:
-            known_N = self._masks.get((categories, wanted), np.empty(0, np.bool_))
+            known_N = self._masks.get(question, np.empty(0, np.bool_))
             if len(known_N) < count:
-                new = [_fits(row, categories, wanted) for row in self[len(known_N) : count]]
+                new = [fits(row) for row in self[len(known_N) : count]]
                 known_N = np.concatenate([known_N, np.array(new, np.bool_)])
-                self._masks[categories, wanted] = known_N
+                with suppress(ValueError):  # one that is too large is not kept
+                    self._masks[question] = known_N
         return known_N[:count]
 
 

@@ -144,7 +144,8 @@ class Live:
             )
         features_ND = np.array(features, np.float32).reshape(len(features), dim)
         lengths_N = np.linalg.norm(features_ND, axis=1)
-        unit_ND: NDArray[np.float32] = features_ND / np.maximum(lengths_N, 1e-12)[:, None]
+        least = np.finfo(np.float32).tiny
+        unit_ND: NDArray[np.float32] = features_ND / np.maximum(lengths_N, least)[:, None]
         self._features.append(unit_ND, lengths_N)
         return unit_ND
 

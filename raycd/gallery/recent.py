@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from raycd.index import Index
 from raycd.index.ivf import Ivf
-from raycd.index.structure import Found, Mask, best, found_in
+from raycd.index.structure import Found, Mask, best, found_in, in_order
 
 # A merge pays from this many unindexed images, or this share of those in lists.
 MAX_UNINDEXED, MERGE_SHARE = 2048, 1 / 16
@@ -94,6 +94,10 @@ class Recent:
         """Return the best of the images from `start` on, by comparing all of them."""
         scores_BN = query_BD @ self.unit_AD[start:].T
         scores_BN[:, ~allowed_A[start:]] = -np.inf
-        first = np.argpartition(-scores_BN, k - 1, axis=1)[:, :k]
-        scores = np.take_along_axis(scores_BN, first, axis=1)
-        return best([(scores, np.where(np.isneginf(scores), -1, first + start))], k)
+
+        def first(count: int) -> Found:
+            rows = np.argpartition(-scores_BN, count - 1, axis=1)[:, :count]
+            scores = np.take_along_axis(scores_BN, rows, axis=1)
+            return scores, np.where(np.isneginf(scores), -1, rows + start)
+
+        return in_order(first, k, scores_BN.shape[1])

@@ -221,14 +221,15 @@ class _Lists:
             lists = lists.cast(pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())])))
         entries = pc.list_flatten(lists)
         if pa.types.is_struct(entries.type):
-            pairs = zip(
-                entries.field("key").to_pylist(), entries.field("value").to_pylist(), strict=True
-            )
-            known: dict[Any, int] = {}
-            self.codes = np.fromiter(
-                (known.setdefault(pair, len(known)) for pair in pairs), np.int32, len(entries)
-            )
-            self.values: list[Any] = list(known)
+            names, own = (entries.field(name).dictionary_encode() for name in ("key", "value"))
+            pair_N = names.indices.to_numpy().astype(np.int64) * len(own.dictionary)
+            pair_N += own.indices.to_numpy()
+            known_N, first_N, code_N = np.unique(pair_N, return_index=True, return_inverse=True)
+            order_N = np.argsort(first_N)  # as they come
+            self.codes = np.argsort(order_N).astype(np.int32)[code_N]
+            texts = names.dictionary.to_pylist(), own.dictionary.to_pylist()
+            at = (divmod(pair, len(own.dictionary)) for pair in known_N[order_N].tolist())
+            self.values: list[Any] = [(texts[0][name], texts[1][value]) for name, value in at]
         else:
             encoded = entries.dictionary_encode()
             self.codes, self.values = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()

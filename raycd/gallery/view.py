@@ -9,7 +9,7 @@ Shapes: G positions (index and additions), A additions, B queries, D feature siz
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -278,7 +278,8 @@ class View:
 
     def has_category(self, name: str) -> bool:
         """Return whether an image is in a category."""
-        return name in self.category_counts
+        found = self.mask((name,))
+        return found is not None and bool(found.any())
 
     def has_attribute(self, name: str, value: str | None = None) -> bool:
         """Return whether an image has an attribute, or this value of it."""
@@ -289,24 +290,22 @@ class View:
         return lru_cache(1024)(self._find)  # the same filters come again and again
 
     def _find(self, name: str, value: str | None) -> bool:
-        return self.gallery.has_attribute(name, value, self._index_live) or any(
-            name in row.attributes and value in (None, row.attributes[name])
-            for row in self._live_additions()
+        return self.gallery.has_attribute(name, value, self._index_live) or self._added_one(
+            ("attribute", name, value),
+            lambda row: name in row.attributes and value in (None, row.attributes[name]),
         )
+
+    def _added_one(self, question: Hashable, fits: Callable[[Row], bool]) -> bool:
+        """Tell whether an added image fits; `question` names what is asked."""
+        base = len(self.gallery)
+        fit_A = self.additions.rows.where(question, fits, self.size - base)
+        return bool((fit_A & self.live[base:]).any())
 
     def has_number(self, name: str) -> bool:
         """Return whether an image has a number as an attribute, or had one when it was indexed."""
-        return name in self.numeric
-
-    @cached_property
-    def numeric(self) -> frozenset[str]:
-        """The attributes of which an image has a number, or had one when the index was built."""
-        return self.gallery.numeric | {
-            name
-            for row in self._live_additions()
-            for name, value in row.attributes.items()
-            if conditions.is_number(value)
-        }
+        return name in self.gallery.numeric or self._added_one(
+            ("number", name), lambda row: conditions.is_number(row.attributes.get(name, ""))
+        )
 
     def search(
         self,

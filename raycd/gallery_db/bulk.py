@@ -5,7 +5,7 @@ Shapes: N images, D feature size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -83,47 +83,55 @@ class BatchColumns:
         version: int,
         fingerprint: str,
         there: Mapping[str, Any] = MappingProxyType({}),
+        measured_before: Container[int] = (),
     ) -> None:
         """Insert the images of these numbers as changes after `version`.
 
-        Their rows are not in the tables; `there` has those that were.
+        Their rows are not in the tables; `there` has those that were. Those `measured_before` have
+        their features.
         """
         known, measured = list[tuple[Any, ...]](), list[tuple[Any, ...]]()
         for number in numbers:
             version += 1
             image_id = self.image_ids[number]
             known.append((image_id, version, False, *self._labels(number, there.get(image_id))))
-            measured.append((image_id, fingerprint, self.features[number]))
+            if number not in measured_before:
+                measured.append((image_id, fingerprint, self.features[number]))
         _insert(connection, images, known)
         _insert(connection, features, measured)
 
     def write(self, connection: Connection, version: int, fingerprint: str) -> Tally:
         """Write the images that are not there as they are here, as changes after `version`.
 
-        An image that lacks nothing but the feature keeps those of other encoders.
+        An image keeps the features of other encoders where its picture is the same for sure: by its
+        path and its feature of this encoder, or where nothing but that feature is new.
         """
         if connection.dialect.name == "sqlite":
             for pragma in _PRAGMAS:
                 connection.exec_driver_sql(f"PRAGMA {pragma}")
         there = self._there(connection, fingerprint)
         changed, known, stale, replaced = list[int](), list[str](), list[str](), 0
+        measured_before = set[int]()
         for number, image_id in enumerate(self.image_ids):
             found = there.get(image_id)
             if found is not None:
-                labels = found.categories, found.attributes, found.path
-                same = not found.deleted and self._labels(number, found) == labels
-                if same and found.feature == self.features[number]:
+                labels, path = self._labels(number, found), found.path
+                same = not found.deleted and labels == (found.categories, found.attributes, path)
+                is_measured = not found.deleted and found.feature == self.features[number]
+                if same and is_measured:
                     continue
                 replaced += not found.deleted
                 known.append(image_id)
-                if not (same and found.feature is None):
+                if is_measured and labels[-1] == path:
+                    measured_before.add(number)
+                elif not (same and found.feature is None):
                     stale.append(image_id)
             changed.append(number)
         for some in tables.chunks(known):
             connection.execute(delete(images).where(images.c.image_id.in_(some)))
         for some in tables.chunks(stale):
             connection.execute(delete(features).where(features.c.image_id.in_(some)))
-        self.insert(connection, changed, version, fingerprint, there)
+        self.insert(connection, changed, version, fingerprint, there, measured_before)
         return Tally(len(changed) - replaced, replaced, len(self.image_ids) - len(changed))
 
     def _there(self, connection: Connection, fingerprint: str) -> dict[str, Any]:
@@ -165,7 +173,7 @@ def _signs(connection: Connection, count: int) -> str:
 
 @lru_cache(4096)
 def _list(names: tuple[str, ...]) -> str:
-    return tables.as_json(list(names))
+    return tables.as_json(list(dict.fromkeys(names)))
 
 
 @lru_cache(4096)

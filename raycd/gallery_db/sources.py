@@ -214,8 +214,9 @@ def _look(file: str) -> tuple[str, int, int]:
         kind = opened.schema_arrow.field(FEATURE).type
         dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
         if not dim:
-            first = next(opened.iter_batches(1, columns=[FEATURE]), None)
-            dim = len(first[FEATURE][0].as_py() or ()) if first is not None and len(first) else 0
+            batches = (batch[FEATURE] for batch in opened.iter_batches(1000, columns=[FEATURE]))
+            some = next((own for own in map(pc.drop_null, batches) if len(own)), None)
+            dim = 0 if some is None else len(some[0])
         encoder = (opened.schema_arrow.metadata or {}).get(ENCODER, b"").decode(errors="replace")
         return encoder, dim, opened.metadata.num_rows
 

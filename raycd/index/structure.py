@@ -5,7 +5,7 @@ So their inner products, the scores, are cosines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 NEARLY_ALL = 0.9
 
 FIRST = 10  # results whose recall is measured
+TIES = 1000  # equal images behind the last one that is asked for, of which order is kept
 
 Mask = NDArray[np.bool_]
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -58,11 +59,31 @@ def found_in(
     are allowed, the last positions are -1 and their scores -inf.
     """
     search = structure.exact if exact else structure.search
-    scores, positions = search(query_BD, k, allowed)
-    if not exact and (short := _short(positions, allowed)).any():
-        scores[short], positions[short] = structure.exact(query_BD[short], k, allowed)
-    scores[positions < 0] = -np.inf
-    return best([(scores, positions)], k)
+
+    def first(count: int) -> Found:
+        scores, positions = search(query_BD, count, allowed)
+        if not exact and (short := _short(positions, allowed)).any():
+            scores[short], positions[short] = structure.exact(query_BD[short], count, allowed)
+        scores[positions < 0] = -np.inf
+        return scores, positions
+
+    return in_order(first, k, int(structure.index.ntotal))
+
+
+def in_order(search: Callable[[int], Found], k: int, size: int) -> Found:
+    """Return the first k of `size` images by score, then by position.
+
+    `search(count)` gives the first `count`, of equal ones any. So one more is asked for, and more
+    where that one is equal to the last, up to TIES: copies of an image are on one page or the next,
+    and on no two.
+    """
+    count = min(k + 1, size)
+    while True:
+        scores, positions = best([search(count)], count)
+        equal = count > k and np.isfinite(scores[:, -1]) & (scores[:, -1] == scores[:, k - 1])
+        if count >= min(size, k + TIES) or not np.any(equal):
+            return scores[:, :k], positions[:, :k]
+        count = min(2 * count, size)
 
 
 def best(found: Sequence[Found], k: int) -> Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -285,3 +286,27 @@ def test_added_images_are_asked_once_by_a_filter(monkeypatch: pytest.MonkeyPatch
 def test_an_index_of_any_kind_can_be_made_of_nothing(kind: IndexKind) -> None:
     settings = IndexConfig(kind=kind)
     assert Index.build(np.empty((0, DIM), np.float32), settings).size == 0
+
+
+def test_an_image_of_a_tiny_feature_is_found_and_stops_no_rebuild() -> None:
+    rng = np.random.default_rng(0)
+    live = started([image(f"i{n}", n + 1, rng) for n in range(20)])
+    tiny = Row("tiny", 21, False, (), {}, None, feature(rng) * np.float32(1e-18))
+    live.apply(Changes(21, [tiny]))
+    assert tiny.feature is not None
+    unit_D = tiny.feature / np.linalg.norm(tiny.feature)
+    _, positions = live.view.search(unit_D[None], 1)
+    assert live.view.image_id(int(positions[0, 0])) == "tiny"
+    Index.build(live.view.features(np.flatnonzero(live.view.live)), IndexConfig())
+
+
+def test_copies_that_were_added_are_on_no_two_pages() -> None:
+    rng = np.random.default_rng(0)
+    live = started([image("i0", 1, rng)])
+    same = image("same", 2, rng)
+    copies = [replace(same, image_id=f"copy-{n}", version=n + 2) for n in range(60)]
+    live.apply(Changes(61, copies))
+    assert same.feature is not None
+    query_BD = (same.feature / np.linalg.norm(same.feature))[None]
+    pages = [live.view.search(query_BD, k)[1][0, k - 10 :].tolist() for k in (10, 20, 30)]
+    assert pages == [list(range(first, first + 10)) for first in (1, 11, 21)]

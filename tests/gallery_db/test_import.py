@@ -84,6 +84,24 @@ def test_another_encoders_features_come_to_images_that_stay_as_they_are(
     assert gallery_db.version() == 4
 
 
+def test_new_labels_of_the_same_picture_leave_the_features_of_other_encoders(
+    gallery_db: GalleryDatabase, run: Callable[..., int]
+) -> None:
+    assert run(images([1, 2])) == 0
+    assert run(images([1, 2], encoder=OTHER), "--encoder", OTHER[:12]) == 0
+    before = contents(gallery_db, OTHER)
+    assert run(images([1, 2], colour="red")) == 0
+    assert gallery_db.encoders() == {OURS: 2, OTHER: 2}
+    after = contents(gallery_db, OTHER)
+    assert [own[-1] for own in after.values()] == [own[-1] for own in before.values()]
+    assert dict(after["image-1"][3])["colour"] == "red"
+    # Another feature of the same encoder is that of another picture
+    moved = images([1], colour="red")
+    moved = moved.set_column(4, "feature", images([7])["feature"])
+    assert run(moved) == 0
+    assert gallery_db.encoders() == {OURS: 2, OTHER: 1}
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_any_imports_between_writes_give_what_a_dictionary_gives(
     gallery_db: GalleryDatabase, run: Callable[..., int], seed: int
@@ -227,6 +245,7 @@ ONES = [1.0] * DIM
         (changed("feature", [ONES, [0.0] * DIM, ONES]), "only zeros: 'image-2'"),
         (changed("feature", [ONES, ONES[1:], ONES]), "none, or one of another size: 'image-2'"),
         (changed("feature", [ONES, None, ONES]), "none, or one of another size: 'image-2'"),
+        (changed("feature", [None, ONES, ONES]), "none, or one of another size: 'image-1'"),
         (changed("feature", ["a", "b", "c"]), "feature of type string"),
         (changed("categories", [["dress"], [" "], []]), "categories that cannot be one"),
         (changed("categories", ["dress", "dress", "dress"]), "categories of type string"),

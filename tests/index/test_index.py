@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from raycd.config import IndexConfig
+from raycd.config.fields import IndexKind
 from raycd.errors import WeightsError
 from raycd.index import FILES, Index, ivf
 from raycd.index.choice import KINDS, MAPPED
@@ -90,6 +91,24 @@ def test_search_ranks_by_cosine_whatever_the_lengths() -> None:
     scores, positions = Index.build(FEATURES, IndexConfig()).search(EAST, 3)
     assert positions.tolist() == [[0, 2, 1]]
     assert scores == pytest.approx(np.array([[1.0, 0.6, 0.0]]), abs=1e-6)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_of_an_image_are_on_no_two_pages_and_none_is_lost(
+    kind: IndexKind, exact: bool
+) -> None:
+    rng = np.random.default_rng(2)
+    once = unit(rng.normal(size=(500, DIM)).astype(np.float32))
+    index = Index.build(np.concatenate([once, once]), IndexConfig(kind=kind, sample=50))
+    queries = unit(rng.normal(size=(40, DIM)).astype(np.float32))
+    for allowed in (None, rng.random(1000) < 0.8):
+        first = index.search(queries, 11, exact=exact, allowed=allowed)[1]
+        both = index.search(queries, 22, exact=exact, allowed=allowed)[1]
+        if exact:
+            assert np.array_equal(first, both[:, :11])
+        # An approximate search may find more where it is asked for more
+        assert (first == both[:, :11]).mean() > 0.95
 
 
 def test_equal_images_come_in_the_order_of_their_positions() -> None:
