@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pyarrow as pa
 import pytest
 
+from raycd.api.requests import GalleryImage
 from raycd.gallery_db import GalleryDatabase
 from tests.gallery_db.imported import OURS, contents, images
 from tests.gallery_db.values import feature
@@ -42,3 +43,16 @@ def test_a_new_image_of_a_gallery_without_categories_is_in_all_too(
     others = images([4]).select(["image_id", "feature"])
     assert run(others, "--encoder", OURS) == 0
     assert contents(gallery_db)["image-4"][1] == []
+
+
+def test_a_category_that_is_named_twice_is_one(
+    gallery_db: GalleryDatabase, run: Callable[..., int]
+) -> None:
+    table = images([1])
+    twice = pa.array([["dress", "shirt", "dress"]], table["categories"].type)
+    assert run(table.set_column(1, "categories", twice)) == 0
+    assert contents(gallery_db)["image-1"][1] == ["dress", "shirt"]
+    assert GalleryImage(feature=[1.0], encoder="a" * 12, category=["b", "a", "b"]).category == [
+        "b",
+        "a",
+    ]
