@@ -154,6 +154,8 @@ def train(
     best so far on the selection split by `metric`, or without one by `stage2.select_by`.
     """
     began = time.monotonic()
+    compute = config.compute.model_copy(update={"train_workers": 1})  # whatever a run would have
+    config = config.model_copy(update={"compute": compute})
     pseudo, _ = filtered(tables, config)
     images, texts = tables.features()
     extras = tables.extras(config.stage2.head)

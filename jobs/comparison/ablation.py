@@ -38,11 +38,11 @@ STAGE2: Mapping[str, tuple[str, str]] = {
 def run(config: Config, *, seeds: int, concurrent: int = 0) -> tuple[str, Table]:
     """Train what is missing and write the tables; return them for a person, and their numbers."""
     cli.at_least("--seeds", seeds, 1)
-    if config.stage1.finetune not in ("text", "image", "both"):
+    if config.stage1.finetune == "lora":
         raise ConfigError(
             "the ablation's rows fine-tune all weights of text, image or both",
-            got=f"stage1.finetune {config.stage1.finetune}",
-            do="leave stage1.finetune out",
+            got="stage1.finetune lora",
+            do="give --stage1.finetune both",
         )
     both = _named(config, "both")
     session.checked(both)

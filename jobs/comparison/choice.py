@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.comparison.cells import Cell, Record
 from jobs.comparison.plan import DROPOUT, PSEUDO, Entry, Plan, acts_on_pseudo, check_own, own_value
-from jobs.comparison.results import FAILED, TITLES
+from jobs.comparison.results import FAILED, TITLES, in_line
 from raycd.config import Config
 from raycd.errors import ConfigError
 from raycd.model import fusion
@@ -32,13 +32,24 @@ class Choice:
         for entry in plan.entries:
             acts = self.setting != DROPOUT or fusion.head_class(entry.head).drops
             if acts and self.setting not in entry.settings:
-                yield (
-                    entry,
-                    [
-                        replace(entry, settings={**entry.settings, self.setting: value})
-                        for value in self.values
-                    ],
-                )
+                yield entry, list(self.of(entry))
+
+    def of(self, entry: Entry) -> Iterator[Entry]:
+        """Yield a row with each of the values."""
+        for value in self.values:
+            settings = {**entry.settings, self.setting: value}
+            yield replace(entry, settings=settings, option="--choose")
+
+    def check(self, plan: Plan) -> None:
+        """Raise ConfigError where no row chooses."""
+        if not any(True for _ in self.entries(plan)):
+            raise ConfigError(
+                "no row has anything to choose",
+                got=f"--choose {self.setting}",
+                expected="a row to which --set gives no value, and for stage2.dropout a head that "
+                "has dropout",
+                do="leave it out",
+            )
 
     def made(
         self,
@@ -62,13 +73,15 @@ class Choice:
         ]
         cells = [cell for _, of_row in trials for _, own in of_row for cell in own]
         found = train(sorted(cells, key=lambda cell: cell.config.seed))
-        failed = [f"{FAILED}: {cell.name}" for cell in cells if "error" in found[cell.path]]
+        failed = [
+            f"{FAILED} of the choice: {cell.name}: {in_line(found[cell.path]['error'])}"
+            for cell in cells
+            if "error" in found[cell.path]
+        ]
         best = {}
         for entry, of_row in trials:
             score = {id(own): _score([found[cell.path] for cell in mine]) for own, mine in of_row}
             best[entry.name] = max((own for own, _ in of_row), key=lambda own: score[id(own)])
-        if not best:
-            return plan
         chosen = [f"{name} {entry.settings[self.setting]}" for name, entry in best.items()]
         note = (
             f"{self.setting}, chosen on selection of {', '.join(map(str, self.values))}, "
@@ -101,8 +114,6 @@ def make_choice(text: str, config: Config, plan: Plan) -> Choice | None:
             expected="SETTING=VALUE,VALUE, such as stage2.dropout=0,0.2,0.5",
         )
     check_own(name, "--choose")
-    for value in values:  # refuses impossible ones
-        Entry("", plan.entries[0].head, {name: value}).config(config, PSEUDO)
     of_pseudo = acts_on_pseudo(name)
     if of_pseudo and PSEUDO not in plan.variants:
         raise ConfigError(
@@ -118,4 +129,8 @@ def make_choice(text: str, config: Config, plan: Plan) -> Choice | None:
             expected="selection: a value chosen on val is not compared on it",
             do="give --stage2.select_on selection",
         )
-    return Choice(name, values, PSEUDO if of_pseudo else plan.variants[0])
+    choice = Choice(name, values, PSEUDO if of_pseudo else plan.variants[0])
+    for entry in plan.entries:
+        for own in choice.of(entry) if name not in entry.settings else ():
+            own.config(config, PSEUDO)  # refuses impossible values
+    return choice

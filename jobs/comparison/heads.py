@@ -51,6 +51,8 @@ def run(config: Config, flags: argparse.Namespace) -> str:
     dataset = session.checked(config)
     with cluster.connected(config.compute):
         plan = fitted(config, plan)
+        if choice is not None:
+            choice.check(plan)
         tables = _tables(config, plan, dataset)
         categories = tables.dataset.triplets_of("val")["category"].to_pylist()
         with session.opened(config, pipeline.run_folder(config)) as (work, inputs):

@@ -41,6 +41,8 @@ class Entry:
     name: str
     head: str
     settings: Mapping[str, Any]
+    option: str = "--set"
+    """What gave them."""
 
     def config(self, config: Config, variant: str) -> Config:
         """Return `config` with this head and its settings, with or without pseudo triplets."""
@@ -49,7 +51,7 @@ class Entry:
             section, _, field = name.partition(".")
             tree[section][field] = value
         tree["stage2"] |= {"head": self.head, "pseudo": variant == PSEUDO}
-        return layers.build([layers.Layer(f"--set {self.name}", tree)])
+        return layers.build([layers.Layer(f"{self.option} {self.name}", tree)])
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,11 @@ class WantedRow:
     epochs: int = 0
 
     @property
+    def title(self) -> str:
+        """Name the row among those of all tables."""
+        return f"{self.name} {TITLES[self.variant]}" if self.form else self.name
+
+    @property
     def is_trained(self) -> bool:
         """Tell whether seeds change it."""
         return bool(self.form)
@@ -125,7 +130,10 @@ def _gains(
     for form, title in FORMS.items():
         without = {row.name: methods[id(row)] for row in shown.get((ORIGINAL, form), [])}
         pairs = [
-            (replace(own, name=row.name), replace(base, name=f"{row.name}, {TITLES[ORIGINAL]}"))
+            (
+                replace(own, name=row.name),
+                replace(base, name=f"{row.name}, {TITLES[ORIGINAL]}"),
+            )
             for row in shown.get((PSEUDO, form), [])
             if (own := methods[id(row)]) and (base := without.get(row.name))
         ]
@@ -145,10 +153,13 @@ def failures(wanted: Sequence[WantedRow], found: Mapping[str, Record]) -> list[s
     for row in wanted:
         for seed, path in row.paths.items():
             if "error" in found[path]:
-                message = " ".join(str(found[path]["error"]).split())
-                name = " ".join(filter(None, [row.name, TITLES.get(row.variant)]))
-                said[path] = f"{FAILED}: {name}, seed {seed}: {message[:200]}"
+                said[path] = f"{FAILED}: {row.title}, seed {seed}: {in_line(found[path]['error'])}"
     return list(said.values())
+
+
+def in_line(error: object) -> str:
+    """Return an error in a line, cut to 200 characters."""
+    return " ".join(str(error).split())[:200]
 
 
 def write(run: Run, name: str, made: Sequence[Table], more: Sequence[Grid] = ()) -> str:

@@ -135,6 +135,8 @@ def read_table(path: Path) -> pa.Table:
                 "image ids or categories that are null, or ids that repeat",
                 "one row an image",
             )
+        if any(chunk.items.null_count for chunk in rows["attributes"].chunks):
+            raise _damaged(path, "an attribute that is null", "a text, or no such attribute")
     return table
 
 

@@ -68,7 +68,7 @@ def judge(own: pa.Table, champion: pa.Table, metric: Metric) -> Verdict:
         if not found.mean:
             return Verdict(False, f"{metric} is the same for every query")
         much = f"{metric} {100 * found.mean:+.2f} points"
-        return Verdict(False, f"{much}, from too few queries to say how sure that is")
+        return Verdict(False, f"{much}, the same for every query: no spread says how sure that is")
     low, high = 100 * found.low, 100 * found.high
     shown = f"{metric} {100 * found.mean:+.2f} points, 95% interval [{low:+.2f}, {high:+.2f}]"
     return Verdict(found.low > 0, shown)

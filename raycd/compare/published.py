@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from raycd.compare.lines import Method
-from raycd.compare.writing import Grid
+from raycd.compare.writing import Grid, named
 from raycd.evaluate import AVERAGE, Metric
 
 CATEGORIES = ("dress", "shirt", "toptee")
@@ -72,7 +72,7 @@ def beside(ours: Sequence[Method], protocol: str) -> Grid:
             f"{100 * spread.mean:.2f}" + (f" ± {100 * spread.sd:.2f}" if spread.sd else "")
             for spread in spreads
         ]
-        rows.append([f"{method.name} (ours)", protocol, *texts])
+        rows.append([f"{named(method)} (ours)", protocol, *texts])
     return Grid(
         "The paper's Table 1 as it is printed, and ours: mean ± standard deviation over seeds",
         head,

@@ -12,13 +12,14 @@ of rare values sooner. Arrays and tables in, a table out: no Ray, no files.
 Letters: N images, A attributes, P pairs of a block, C pairs that were drawn, in both directions.
 """
 
-from raycd.compose.coded import Coded, encode
+from raycd.compose.coded import UNKNOWN, Coded, encode
 from raycd.compose.pairs import Pairs, draw
 from raycd.compose.table import COMPOSED, triplets, write
 from raycd.compose.wording import Phrases, read_phrases
 
 __all__ = [
     "COMPOSED",
+    "UNKNOWN",
     "Coded",
     "Pairs",
     "Phrases",

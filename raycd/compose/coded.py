@@ -12,7 +12,7 @@ from raycd.config import ComposeConfig
 from raycd.errors import DataError
 
 UNKNOWN = -1
-_MANY = 10  # values: of fewer it may be chance that they stand once
+_MANY, _OWN = 10, 0.9  # values, and the share of images that have them alone, which is no chance
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def encode(
     left_out: dict[str, str] = {}
     kept: list[str] = []
     for name in sorted(names, key=lambda name: -known[name]):  # of two alike the fuller stays
-        numbers, column_N = columns[name]
-        reason = _reason(name, len(numbers), known[name], settings, title)
+        _, column_N = columns[name]
+        reason = _reason(name, column_N, settings, title)
         reason = reason or next(
             (
                 f"it says the same as {other}"
@@ -99,7 +99,9 @@ def _alike(one_N: NDArray[np.int32], other_N: NDArray[np.int32]) -> bool:
     return seen_twice and all(len(np.unique(side)) == pairs_2P.shape[1] for side in pairs_2P)
 
 
-def _reason(name: str, values: int, known: int, settings: ComposeConfig, title: str) -> str:
+def _reason(name: str, column_N: NDArray[np.int32], settings: ComposeConfig, title: str) -> str:
+    images_V = np.bincount(column_N[column_N != UNKNOWN])
+    values, known = len(images_V), int(images_V.sum())
     if name in settings.attributes:
         return "" if values > 1 else "it has one value"
     if name == title:
@@ -108,5 +110,5 @@ def _reason(name: str, values: int, known: int, settings: ComposeConfig, title: 
         return f"it has {values:,} values, compose.most_values is {settings.most_values:,}"
     if values < 2:
         return "it has one value"
-    owned = values >= _MANY and known < 2 * values
-    return "nearly every image has a value of its own" if owned else ""
+    is_own = values >= _MANY and (images_V == 1).sum() >= _OWN * known
+    return "nearly every image has a value of its own" if is_own else ""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycd.data.captions import spelling
@@ -106,9 +105,12 @@ def _queries(rows: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Return the rows of each query, in the order of their first ones."""
     queries: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        key = row["category"], row["reference"], spelling(row["captions"][0])
-        queries.setdefault(key, []).append(row)
+        queries.setdefault(_query(row), []).append(row)
     return list(queries.values())
+
+
+def _query(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["category"], row["reference"], spelling(row["captions"][0])
 
 
 def _heaviest(own: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -133,17 +135,12 @@ def with_feedback(
     Where `base` has the same triplets from an earlier time, the new ones count; those that are held
     back now are not trained on.
     """
-    again = pa.array(
-        [
-            _id(row["category"], row["reference"], text, target)
-            for row in (*rows, *held_back)
-            for target in targets_of(row)
-            for text in (row["captions"][0], spelling(row["captions"][0]))
-        ],
-        pa.string(),
-    )
-    earlier = pc.is_in(base.triplets["triplet_id"], value_set=again)
-    base = replace(base, triplets=base.triplets.filter(pc.invert(earlier)))
+    again = {(*_query(row), target) for row in (*rows, *held_back) for target in targets_of(row)}
+    kept = [
+        not row["triplet_id"].startswith(_PREFIX) or (*_query(row), row["target"]) not in again
+        for row in base.triplets.to_pylist()
+    ]
+    base = replace(base, triplets=base.triplets.filter(pa.array(kept, pa.bool_())))
     used = dict.fromkeys(
         (row["category"], row["split"], image_id)
         for row in rows

@@ -15,6 +15,7 @@ from raycd.gallery.records import Row
 from raycd.index.structure import Mask
 
 KEPT_MIB = 16  # of answers for added images, a byte each
+_ENTRY = 4096  # bytes that a filter and what keeps it may take beside
 
 
 class AddedRows(list[Row]):
@@ -23,7 +24,7 @@ class AddedRows(list[Row]):
     def __init__(self) -> None:
         super().__init__()
         self._masks: LRUCache[Hashable, Mask] = LRUCache(
-            KEPT_MIB * 2**20, getsizeof=lambda mask: mask.nbytes
+            KEPT_MIB * 2**20, getsizeof=lambda mask: mask.nbytes + _ENTRY
         )
         self._lock = Lock()
 

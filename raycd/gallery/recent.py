@@ -95,9 +95,10 @@ class Recent:
         scores_BN = query_BD @ self.unit_AD[start:].T
         scores_BN[:, ~allowed_A[start:]] = -np.inf
 
-        def first(count: int) -> Found:
-            rows = np.argpartition(-scores_BN, count - 1, axis=1)[:, :count]
-            scores = np.take_along_axis(scores_BN, rows, axis=1)
-            return scores, np.where(np.isneginf(scores), -1, rows + start)
+        def first(rows_b: NDArray[np.int64], count: int) -> Found:
+            scores_bN = scores_BN[rows_b]
+            at_bC = np.argpartition(-scores_bN, count - 1, axis=1)[:, :count]
+            scores = np.take_along_axis(scores_bN, at_bC, axis=1)
+            return scores, np.where(np.isneginf(scores), -1, at_bC + start)
 
-        return in_order(first, k, scores_BN.shape[1])
+        return in_order(first, len(query_BD), k, scores_BN.shape[1])

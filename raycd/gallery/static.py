@@ -154,6 +154,14 @@ class Gallery:
             counts.setdefault(name, {})[value] = count
         return dict(sorted(counts.items()))
 
+    def has_category(self, name: str | None, among: Mask | None = None) -> bool:
+        """Return whether an image is in a category: of all, or of a mask (G,)."""
+        if name not in self._categories.values:
+            return False
+        code = self._categories.values.index(name)
+        rows = self._categories.rows[self._categories.codes == code]
+        return bool(len(rows) if among is None else among[rows].any())
+
     def has_attribute(self, name: str, value: str | None, among: Mask | None = None) -> bool:
         """Return whether an image has an attribute, or this value of it: of all, or of a mask."""
         known = self._values.get(name)

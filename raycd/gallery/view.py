@@ -278,18 +278,22 @@ class View:
 
     def has_category(self, name: str) -> bool:
         """Return whether an image is in a category."""
-        found = self.mask((name,))
-        return found is not None and bool(found.any())
+        return self._known(None, name)
 
     def has_attribute(self, name: str, value: str | None = None) -> bool:
         """Return whether an image has an attribute, or this value of it."""
         return self._known(name, value)
 
     @cached_property
-    def _known(self) -> Callable[[str, str | None], bool]:
+    def _known(self) -> Callable[[str | None, str | None], bool]:
         return lru_cache(1024)(self._find)  # the same filters come again and again
 
-    def _find(self, name: str, value: str | None) -> bool:
+    def _find(self, name: str | None, value: str | None) -> bool:
+        """Tell whether an image has this attribute, or without a name this category."""
+        if name is None:
+            return self.gallery.has_category(value, self._index_live) or self._added_one(
+                ("category", value), lambda row: value in row.categories
+            )
         return self.gallery.has_attribute(name, value, self._index_live) or self._added_one(
             ("attribute", name, value),
             lambda row: name in row.attributes and value in (None, row.attributes[name]),

@@ -215,8 +215,8 @@ def _look(file: str) -> tuple[str, int, int]:
         dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
         if not dim:
             batches = (batch[FEATURE] for batch in opened.iter_batches(1000, columns=[FEATURE]))
-            some = next((own for own in map(pc.drop_null, batches) if len(own)), None)
-            dim = 0 if some is None else len(some[0])
+            sizes = (pc.list_value_length(own).to_pylist() for own in batches)
+            dim = next((size for own in sizes for size in own if size), 0)
         encoder = (opened.schema_arrow.metadata or {}).get(ENCODER, b"").decode(errors="replace")
         return encoder, dim, opened.metadata.num_rows
 

@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 MARKER = "marker"  # its key, which no hash is
 MOST = 16_384  # results of a search or a query: Milvus' own limit
+_LEAST = float(np.finfo(np.float32).tiny)  # length of a feature
 MAX_TAGS = 4096  # of an image: Milvus' limit of an array
 MAX_NUMBERS = 1000  # of an image: of 55 bytes each, and Milvus' limit of JSON is 65,536
 MAX_SHOWN = 60_000  # bytes of what an answer shows of an image, for the same reason
@@ -275,7 +276,7 @@ def _entity(row: Row) -> dict[str, Any]:
         "key": expressions.key(row.image_id),
         "image_id": row.image_id,
         "version": row.version,
-        "feature": row.feature / np.float32(max(length, 1e-12)),
+        "feature": row.feature / np.float32(max(length, _LEAST)),
         "length": length,
         "tags": expressions.tags(row.categories, row.attributes)[:MAX_TAGS],
         "numbers": dict(islice(expressions.numbers(row.attributes).items(), MAX_NUMBERS)),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 NEARLY_ALL = 0.9
 
 FIRST = 10  # results whose recall is measured
-TIES = 1000  # equal images behind the last one that is asked for, of which order is kept
+TIES = 1000  # how far behind the k-th result images that are equal to it are looked for
 
 Mask = NDArray[np.bool_]
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -60,30 +60,41 @@ def found_in(
     """
     search = structure.exact if exact else structure.search
 
-    def first(count: int) -> Found:
-        scores, positions = search(query_BD, count, allowed)
+    def first(rows_b: NDArray[np.int64], count: int) -> Found:
+        some_bD = query_BD[rows_b]
+        scores, positions = search(some_bD, count, allowed)
         if not exact and (short := _short(positions, allowed)).any():
-            scores[short], positions[short] = structure.exact(query_BD[short], count, allowed)
+            scores[short], positions[short] = structure.exact(some_bD[short], count, allowed)
         scores[positions < 0] = -np.inf
         return scores, positions
 
-    return in_order(first, k, int(structure.index.ntotal))
+    return in_order(first, len(query_BD), k, int(structure.index.ntotal))
 
 
-def in_order(search: Callable[[int], Found], k: int, size: int) -> Found:
-    """Return the first k of `size` images by score, then by position.
+def in_order(
+    search: Callable[[NDArray[np.int64], int], Found], queries: int, k: int, size: int
+) -> Found:
+    """Return the first k (B, k) of `size` images by score, then by position.
 
-    `search(count)` gives the first `count`, of equal ones any. So one more is asked for, and more
-    where that one is equal to the last, up to TIES: copies of an image are on one page or the next,
-    and on no two.
+    `search(rows, count)` gives the first `count` of some queries, of equal images any. So one more
+    is asked for, and up to TIES more for queries where that one is equal to the last: copies of an
+    image are on one page or the next, and on no two.
     """
-    count = min(k + 1, size)
-    while True:
-        scores, positions = best([search(count)], count)
-        equal = count > k and np.isfinite(scores[:, -1]) & (scores[:, -1] == scores[:, k - 1])
-        if count >= min(size, k + TIES) or not np.any(equal):
-            return scores[:, :k], positions[:, :k]
-        count = min(2 * count, size)
+    rows_b, count = np.arange(queries), min(k + 1, size)
+    found = best([search(rows_b, count)], count)
+    scores, positions = found[0][:, :k], found[1][:, :k]
+    while count > k and len(rows_b := rows_b[_is_cut(found[0], k)]) and count < min(size, k + TIES):
+        count = min(max(8 * count, k + 64), k + TIES, size)
+        found = best([search(rows_b, count)], count)
+        scores[rows_b], positions[rows_b] = found[0][:, :k], found[1][:, :k]
+    return scores, positions
+
+
+def _is_cut(scores_bN: NDArray[np.float32], k: int) -> Mask:
+    """Return the queries (b,) of which images equal to the k-th go on to the last that is known."""
+    last_b = scores_bN[:, -1]
+    cut: Mask = np.isfinite(last_b) & (last_b == scores_bN[:, k - 1])
+    return cut
 
 
 def best(found: Sequence[Found], k: int) -> Found:

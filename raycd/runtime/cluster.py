@@ -32,9 +32,7 @@ def connected(compute: ComputeConfig | None = None) -> Iterator[None]:
     """
     with _connected():
         if compute is not None:
-            resources = worker_resources(compute)
-            check_room(resources, "compute.{}s_per_worker")
-            _check_least(compute, resources)
+            check_room(worker_resources(compute), "compute.{}s_per_worker")
         yield
 
 
@@ -110,14 +108,15 @@ def check_room(resources: Mapping[str, float], setting: str) -> None:
             )
 
 
-def _check_least(compute: ComputeConfig, resources: Mapping[str, float]) -> None:
+def check_least(compute: ComputeConfig, most: int | None = None) -> None:
     """Raise ConfigError where this machine, which does not grow, lacks room for the least workers.
 
-    Ray would wait for them for ever.
+    Ray Train would wait for them for ever. `most` are as many as there will be, whatever is set.
     """
     if isinstance(compute.train_workers, int) or local_ray.address():
         return
-    least = compute.train_workers["min"]
+    least, resources = compute.train_workers["min"], worker_resources(compute)
+    least = min(least, most or least)
     if (room := fitting(least, resources)) < least:
         raise ConfigError(
             "compute.train_workers has a min that this machine has no room for",

@@ -106,7 +106,7 @@ STAGES = (
         reads_attributes=True,
         optional=["adapt"],
         also=reading.wording,
-        version=2,
+        version=3,
     ),
     Stage(
         "stage1",
@@ -310,9 +310,10 @@ class _Pipeline:
         is_current = record and any(weights.is_current(record, one, made_with) for one in prints)
         if record and is_current and not beginning.has_other_source(record, self.config):
             progress.say(f"{stage.name}: done before, in {progress.duration(record['seconds'])}")
-            for left, names in self._left.items():
-                if any(name.startswith(f"{stage.name}-") for name in names):
-                    self.folder.discard_leftovers(left, stage.name)
+            if any(name.startswith(f"{stage.name}-") for name in self._left[UNFINISHED]):
+                self.folder.discard_leftovers(UNFINISHED, stage.name)
+            if (own := record.get(training.CHECKPOINTS)) in self._left[training.STORAGE]:
+                self.folder.discard(f"{training.STORAGE}/{own}")
             return
         if stage.name not in _WITHOUT_RAY:
             self._stack.enter_context(cluster.connected(self.config.compute))
@@ -345,8 +346,7 @@ class _Pipeline:
         """Return the stages whose output a stage reads."""
         wanted = needs(self.config) if stage.reads_needs else ()
         optional = [own.name for own in self.stages if own.name in stage.optional]
-        needed = [own.name for own in STAGES if own.need in wanted]
-        return [*stage.inputs, *optional, *needed]
+        return [*stage.inputs, *optional, *(own.name for own in STAGES if own.need in wanted)]
 
     def finish(self) -> dict[str, Any]:
         """Write metrics.json, report.html and the MLflow record, unless they are up to date."""

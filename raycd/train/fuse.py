@@ -102,7 +102,10 @@ class Fuse:
         neighbours: pa.Table | None = None,
     ) -> None:
         self.config, self.evaluation, self.seed = config.stage2, config.evaluate, config.seed
-        self._most_workers = config.compute.most_train_workers
+        # Two triplets a worker at least, as Ray Train is told
+        self._most_workers = min(
+            config.compute.most_train_workers, max(1, config.stage2.batch_size // 2)
+        )
         self.head, self.dataset = head, dataset
         self.module = HeadLoss(head, config.stage2.logit_scale)
         self.metric = metric or Mean(tuple(self.config.select_by))

@@ -46,11 +46,11 @@ def test_a_chance_gain_is_none() -> None:
     assert "95% interval [-" in gained.reason
 
 
-def test_too_few_queries_are_not_told_to_be_the_same() -> None:
+def test_a_gain_of_every_query_is_told_and_not_believed() -> None:
     verdict = judge(answers([True, True]), answers([False, False]), Metric())
     assert not verdict.is_better
     assert verdict.reason == (
-        "recall@10 +100.00 points, from too few queries to say how sure that is"
+        "recall@10 +100.00 points, the same for every query: no spread says how sure that is"
     )
 
 

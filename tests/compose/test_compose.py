@@ -294,6 +294,11 @@ def test_a_column_of_which_nearly_every_image_has_a_value_of_its_own_is_left_out
     assert coded.left_out == {"sku": "nearly every image has a value of its own"}
     asked = compose.encode(rows, ComposeConfig(attributes=["sku"]), title="title")
     assert asked.names == ["sku"]
+    # Few images a value are no values of their own
+    pairs = [{"colour": f"colour {n // 2}"} for n in range(29)]
+    assert compose.encode(pairs, ComposeConfig(), title="title").names == ["colour"]
+    half = [{"pattern": f"pattern {n}" if n % 2 else "plain"} for n in range(120)]
+    assert compose.encode(half, ComposeConfig(), title="title").names == ["pattern"]
 
 
 @pytest.mark.parametrize("first", ["colour", "farbe"])

@@ -162,3 +162,14 @@ def test_spellings_of_a_text_are_held_back_together(base: Dataset) -> None:
     assert held
     assert trained
     assert not held & trained
+
+
+def test_a_query_of_an_earlier_time_is_known_by_any_spelling(base: Dataset) -> None:
+    val = base.triplets_of("val")
+    [row] = manifest.place([learned("d1", "d3", text="Is red")], IMAGES, val, held_back=0.0).train
+    row["triplet_id"] = "feedback/0123456789abcdef"  # as an earlier version called it
+    earlier = manifest.with_feedback(base, [row], IMAGES)
+    now = manifest.place([learned("d1", "d3", text="is red.")], IMAGES, val, held_back=1.0)
+    found = manifest.with_feedback(earlier, now.train, IMAGES, now.held_back)
+    assert len(now.held_back) == 1
+    assert found.triplets_of("train")["triplet_id"].to_pylist() == ["t"]

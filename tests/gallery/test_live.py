@@ -310,3 +310,22 @@ def test_copies_that_were_added_are_on_no_two_pages() -> None:
     query_BD = (same.feature / np.linalg.norm(same.feature))[None]
     pages = [live.view.search(query_BD, k)[1][0, k - 10 :].tolist() for k in (10, 20, 30)]
     assert pages == [list(range(first, first + 10)) for first in (1, 11, 21)]
+
+
+def test_answers_about_added_images_have_a_bound() -> None:
+    rng = np.random.default_rng(0)
+    live = started([image("i0", 1, rng)])
+    live.apply(Changes(2, [image("i1", 2, rng)]))
+    for number in range(2 * 4096):
+        assert not live.view.has_attribute("colour", f"no colour {number}")
+    assert len(live.view.additions.rows._masks) <= 4096
+
+
+def test_categories_are_known_of_indexed_and_of_added_images() -> None:
+    rng = np.random.default_rng(0)
+    live = started([replace(image("i0", 1, rng), categories=("dress",))])
+    live.apply(Changes(2, [replace(image("i1", 2, rng), categories=("hat",))]))
+    known = [live.view.has_category(name) for name in ("dress", "hat", "shoe")]
+    assert known == [True, True, False]
+    live.apply(Changes(4, [gone("i0", 3), gone("i1", 4)]))
+    assert not any(live.view.has_category(name) for name in ("dress", "hat"))

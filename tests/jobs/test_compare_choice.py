@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pytest
@@ -65,6 +64,30 @@ def test_a_mistake_is_one_message(text: str, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
+def test_values_are_checked_beside_what_a_row_has() -> None:
+    def asked_beside(own: str, text: str) -> Choice | None:
+        config = Config()
+        plan = make_plan(
+            config, heads="combiner", settings=[own], variants="original,pseudo", seeds=1
+        )
+        return make_choice(text, config, plan)
+
+    with pytest.raises(ConfigError, match=r"\(--choose combiner\)"):
+        asked_beside("combiner.stage2.lr=1", "stage2.dropout=0,2")
+    with pytest.raises(ConfigError, match=r"eps_low 0\.95 is greater than mine\.eps_high 0\.92"):
+        asked_beside("combiner.mine.eps_high=0.92", "mine.eps_low=0.85,0.95")
+    assert asked_beside("combiner.mine.eps_low=0.82", "mine.eps_high=0.85,0.95")
+
+
+def test_a_choice_that_no_row_has_is_refused() -> None:
+    config = Config()
+    plan = make_plan(config, heads="tirg", settings=[], variants="original", seeds=1)
+    choice = make_choice("stage2.dropout=0,0.5", config, plan)
+    assert choice is not None
+    with pytest.raises(ConfigError, match="no row has anything to choose"):
+        choice.check(plan)
+
+
 def test_a_setting_of_pseudo_triplets_is_chosen_by_trainings_that_have_some() -> None:
     assert asked("stage2.dropout=0,0.5")[0].variant == "original"
     for text in ("mine.alpha=0.3,0.6", "stage2.k=1,5"):
@@ -78,6 +101,12 @@ def test_a_value_is_not_chosen_on_the_split_that_compares() -> None:
         asked("stage2.dropout=0,0.5", select_on="val")
 
 
+def asked_of(comparison: Comparison, text: str) -> Choice:
+    choice = make_choice(text, comparison.config, comparison.plan)
+    assert choice is not None
+    return choice
+
+
 def chosen(
     comparison: Comparison,
     tables: Tables,
@@ -89,9 +118,7 @@ def chosen(
 
     Trainings of the bilinear size `failing` are lost.
     """
-    config = comparison.config
-    choice = make_choice(text, config, comparison.plan)
-    assert choice is not None
+    config, choice = comparison.config, asked_of(comparison, text)
     found: dict[str, Record] = {}
 
     def train(cells: Sequence[Cell]) -> dict[str, Record]:
@@ -105,26 +132,44 @@ def chosen(
 
 
 def test_each_row_has_the_value_of_the_greatest_mean_on_selection(
-    ray_cluster: None,
-    tmp_path: Path,
-    tables: Tables,
+    tmp_path: Path, tables: Tables
+) -> None:
+    comparison, scores = (
+        Comparison(tmp_path, tables),
+        {
+            ("combiner", 0.01): (0.5, 0.2),
+            ("combiner", 0.1): (0.4, 0.4),  # the best mean, and in no seed the best
+            ("combiner", 0.2): (0.3, 0.45),
+            ("clip_cd", 0.01): (0.7, 0.7),
+            ("clip_cd", 0.1): (0.7, 0.7),
+            ("clip_cd", 0.2): (0.1, 0.9),
+        },
+    )
+
+    def train(cells: Sequence[Cell]) -> dict[str, Record]:
+        settings = [(cell, cell.config.stage2) for cell in cells]
+        return {
+            cell.path: {"selection": scores[own.head, own.lr][cell.config.seed]}
+            for cell, own in settings
+        }
+
+    config, choice = comparison.config, asked_of(comparison, "stage2.lr=0.01,0.1,0.2")
+    trainings = heads.tried(config, comparison.plan.seeds, choice.variant, tables, INPUTS)
+    plan = choice.made(config, comparison.plan, trainings, train)
+    assert [entry.settings for entry in plan.entries] == [{"stage2.lr": 0.1}, {"stage2.lr": 0.01}]
+    assert plan.notes == [
+        "stage2.lr, chosen on selection of 0.01, 0.1, 0.2, without pseudo triplets, at 2 epochs: "
+        "combiner 0.1, clip_cd 0.01."
+    ]
+
+
+def test_the_trainings_by_which_a_row_chooses_are_those_of_its_table(
+    ray_cluster: None, tmp_path: Path, tables: Tables
 ) -> None:
     comparison = Comparison(tmp_path, tables)
-    plan, found, choice = chosen(comparison, tables, "stage2.lr=1.0e-12,0.1")
-    means: dict[tuple[str, float], list[float]] = {}
-    for record in found.values():
-        key = (record["head"], record["settings"]["stage2.lr"])
-        means.setdefault(key, []).append(record["selection"])
-    assert {len(own) for own in means.values()} == {2}
-    for entry in plan.entries:
-        best = max(choice.values, key=lambda value: fmean(means[entry.head, value]))
-        assert entry.settings == {"stage2.lr": best}
-    lr = {entry.name: entry.settings["stage2.lr"] for entry in plan.entries}
-    assert plan.notes == [
-        "stage2.lr, chosen on selection of 1e-12, 0.1, without pseudo triplets, at 2 epochs: "
-        f"combiner {lr['combiner']}, clip_cd {lr['clip_cd']}."
-    ]
-    # The trainings by which a row chose are those of its table
+    plan, found, _ = chosen(comparison, tables, "stage2.lr=1.0e-12,0.1")
+    assert len(found) == 8
+    assert all(record["selection"] is not None for record in found.values())
     wanted, _ = heads.cells_of(comparison.config, plan, tables, INPUTS)
     of_epochs = [row for row in wanted if (row.form, row.variant) == ("epochs", "original")]
     assert all(set(row.paths.values()) <= set(found) for row in of_epochs)

@@ -9,7 +9,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raycd.config import ComputeConfig
 from raycd.errors import ConfigError
-from raycd.runtime.cluster import connected, fitting
+from raycd.runtime.cluster import check_least, fitting
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,16 +85,15 @@ def test_no_machine_alone_waits_for_workers_that_it_never_gets(
 ) -> None:
     monkeypatch.setattr("raycd.runtime.cluster._working", lambda: [{"CPU": 2.0}])
     monkeypatch.setattr("raycd.runtime.cluster._resources", lambda: {"CPU": 2.0})
-    monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def compute(least: int) -> ComputeConfig:
         return ComputeConfig.model_validate({"train_workers": {"min": least, "max": 8}})
 
-    with connected(compute(4)):
-        pass
-    with pytest.raises(ConfigError) as caught, connected(compute(5)):
-        pass
+    check_least(compute(4))
+    check_least(compute(5), 3)  # a batch is not enough for more
+    with pytest.raises(ConfigError) as caught:
+        check_least(compute(5))
     assert str(caught.value) == (
         "compute.train_workers has a min that this machine has no room for\n"
         "  got:      5 workers\n"
@@ -102,8 +101,7 @@ def test_no_machine_alone_waits_for_workers_that_it_never_gets(
         "  to do:    lower it, or submit the job to a cluster"
     )
     monkeypatch.setenv("RAY_ADDRESS", "ray.example.org:6379")  # that may grow
-    with connected(compute(5)):
-        pass
+    check_least(compute(5))
 
 
 def test_a_worker_fits_on_one_machine(

@@ -79,7 +79,8 @@ def hashes(config: Config) -> list[str]:
     if not config.encoder.bundle:
         return []
     files = bundle.read_manifest(Path(config.encoder.bundle)).files
-    return [files[name] for name in sorted(files) if name.startswith(("encoder/", f"{HEAD}/"))]
+    found = [files[name] for name in sorted(files) if name.startswith(("encoder/", f"{HEAD}/"))]
+    return [*found, "reduced"] if config.encoder.reduced else found  # which once did nothing
 
 
 def keep_head(config: Config, folder: Path) -> None:

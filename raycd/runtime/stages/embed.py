@@ -16,6 +16,7 @@ from raycd.model import encoder as encoders
 from raycd.model import maps
 from raycd.model.encoder import Encoder
 from raycd.run import Writing
+from raycd.runtime import cluster
 from raycd.runtime.embed import embed_shards
 from raycd.runtime.stages import beginning
 from raycd.runtime.stages.context import (
@@ -42,6 +43,7 @@ def encoder(context: Context, writing: Writing) -> None:
 
 def zero_shot(context: Context, writing: Writing) -> None:
     """Embed every image, which finds missing and broken ones, and the evaluation texts of val."""
+    cluster.check_least(context.config.compute)  # now, and not when hours have passed
     used = encoders.load_saved(context.run.local("encoder") / "encoder")
     images, missing = embed_all(context, writing, used, texts_of(context.own, ["val"]))
     writing.record["missing"] = missing.to_dict()

@@ -36,6 +36,7 @@ def fit(
         before: The stage whose encoder it begins with.
         select_on: The split that chose the epoch; "last" where none did.
     """
+    where = storage(context, writing, before)
     trained = training.train(
         name,
         make,
@@ -44,7 +45,7 @@ def fit(
         context.config,
         tracked=context.tracked,
         unit=unit,
-        **storage(context, writing, before),
+        **where,
     )
     checkpoint.load_weights(trained.checkpoint, nn.ModuleDict(parts))
     writing.record |= {
@@ -52,6 +53,7 @@ def fit(
         "best_epoch": trained.best,
         "failures": trained.failures,
         "select_on": select_on,
+        training.CHECKPOINTS: where["name"],
     }
 
 

@@ -166,8 +166,9 @@ def fitted(config: Config, found: Dataset | None) -> Config:
     is trained.
     """
     if composes(config, found):
-        wording(config)
-        if found is not None:
+        if found is None:
+            wording(config)
+        else:
             config = _checked_attributes(config, found)
     changes: dict[str, Any] = {}
     on_titles = fusion.head_class(config.stage2.head).on_titles and config.stage2.epochs > 0
@@ -232,9 +233,11 @@ def _checked_attributes(config: Config, found: Dataset) -> Config:
         never = config.compose.model_copy(update={"when": "never"})
         return config.model_copy(update={"compose": never})
     phrases = compose.read_phrases(config.compose.wording, config.data.root)
-    for name, words in zip(coded.names, coded.words, strict=True):
-        for word in words:
-            phrases.options(Change(name, "", word))
+    is_train = pc.is_in(found.images["image_id"], value_set=pa.array(found.images_of("train")))
+    train_MA = coded.code_NA[is_train.to_numpy()]
+    for name, words, code_M in zip(coded.names, coded.words, train_MA.T, strict=True):
+        for code in {*code_M.tolist()} - {compose.UNKNOWN}:
+            phrases.options(Change(name, "", words[code]))
     return config
 
 

@@ -47,6 +47,7 @@ from raycd.train.task import Task
 
 TIMEOUT_S = 7200  # that workers wait for the first, which alone judges an epoch
 STORAGE = ".train"  # folder of checkpoints in a run's folder
+CHECKPOINTS = "checkpoints"  # of a stage's record: its folder there, left over by a killed job
 RESIZE_EVERY = 60.0  # seconds between two looks for machines that have joined
 
 MakeTask = Callable[[Mapping[str, Any], Config, torch.device], Task[Any]]
@@ -154,6 +155,7 @@ def _scaling(config: Config, schedule: Schedule) -> Any:
     else:
         most = max(1, min(wanted["max"], schedule.batch_size // 2))  # two triplets a worker
         least = min(wanted["min"], most)
+        cluster.check_least(config.compute, most)
         if cluster.fitting(least, resources) < least:
             say(f"waiting for the cluster to grow: there is no room for {least} training workers")
         number = (least, most)
@@ -251,7 +253,7 @@ def _worker(spec: dict[str, Any]) -> None:
             raise Stopped(error) from error
         try:
             loop.run(lambda result, save: keeper.ended(loop, result))
-        except (TrainingError, torch.OutOfMemoryError):
+        except Exception:
             keeper.wait()  # Ray ends this process together with what it is writing
             raise
     keeper.close()

@@ -279,6 +279,16 @@ def test_a_wording_without_a_phrase_for_a_value_is_refused_before_anything_is_tr
     config = Config.model_validate(settings | {"compose": {"wording": "w.yaml"}})
     with pytest.raises(ConfigError, match=r"no phrase for a change\n.*size: s"):
         reading.fitted(config, found)
+    # What val alone has is never composed
+    known = ["{phrases: ['is {new}']}", "{values: {s: [small], m: [medium]}}"]
+    words = f"attributes: {{colour: {known[0]}, size: {known[1]}}}"
+    (tmp_path / "w.yaml").write_text(words)
+    reading.fitted(config, found)
+    builder = DatasetBuilder()
+    builder.add_gallery("all", "train", [f"i{n}" for n in range(8)], source="x")
+    builder.add_gallery("all", "val", ["v"], source="x")
+    labels = {f"i{n}": {"colour": "rb"[n % 2], "size": "SM"[n // 2 % 2]} for n in range(8)}
+    reading.fitted(config, builder.build({}, labels | {"v": {"colour": "r", "size": "XL"}}))
 
 
 def test_a_title_that_no_image_has_is_said(capsys: pytest.CaptureFixture[str]) -> None:

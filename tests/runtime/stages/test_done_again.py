@@ -71,13 +71,17 @@ def test_checkpoints_are_apart_for_each_encoder_of_the_stage_before(tmp_path: Pa
     assert names[0] == names[2] != names[1]
 
 
-def test_what_is_left_over_of_a_stage_that_is_whole_is_removed(copied: Finished) -> None:
-    left = [copied.folder / ".train" / f"{name}-0123" for name in ("stage1", "stage2")]
-    left.append(copied.folder / ".unfinished" / "embed-0123")
-    for folder in left:
+def test_checkpoints_of_a_stage_that_is_whole_are_removed_and_those_of_others_kept(
+    copied: Finished,
+) -> None:
+    record = json.loads((copied.folder / "stage2" / "stage.json").read_text())
+    own, other = (
+        copied.folder / ".train" / name for name in (record["checkpoints"], "stage2-0123")
+    )
+    for folder in (own, other):
         (folder / "epoch-0001").mkdir(parents=True)
     assert pipeline.run(copied.config(**UNTRACKED)).done == []
-    assert not any(folder.exists() for folder in left)
+    assert (own.exists(), other.exists()) == (False, True)
 
 
 def test_a_stage_is_compared_by_the_weights_of_all_stages_before_it() -> None:
