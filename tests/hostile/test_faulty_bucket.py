@@ -141,7 +141,7 @@ def test_a_run_is_written_through_a_burst_of_failures(
     assert (run.read_json("metrics0"), run.read_json("metrics1")) == (1, 2)
 
 
-@pytest.mark.parametrize("after", [0, *map(slow, range(1, 6)), 6])
+@pytest.mark.parametrize("after", [0, *map(slow, range(1, 5)), 5])
 def test_a_bucket_that_goes_while_a_stage_is_written_loses_nothing_that_workers_have_written(
     bucket: FaultyStore, base: str, after: int
 ) -> None:
@@ -161,8 +161,8 @@ def test_a_bucket_that_goes_while_a_stage_is_written_loses_nothing_that_workers_
     assert "run the same command again" in str(caught.value)
     bucket.faults = []
     before = run.record("mine")
-    assert before is None or before["fingerprint"] == "old" or after == 6
-    if before is not None and before["fingerprint"] == "old":
+    assert before is None or before["fingerprint"] == "old"
+    if before is not None:
         assert (run.local("mine") / "a").read_text() == "old"
     bucket.asked.clear()
     write("new")
