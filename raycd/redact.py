@@ -9,11 +9,14 @@ from typing import Any
 _FOLDERS = re.compile(
     r"(?:(?<![\w/.:~])|(?<=sqlite:///))~?(?:/[^\s/'\":;,()]+)*/(?=[^\s/'\":;,()])"
 )
-_PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s/]*@")
-_LOGIN = re.compile(r"://[^\s/:@]*:[^\s/]*@[^\s/]*")
+# A user may be an address, ann@corp; the password of a database may have a slash, which SQLAlchemy
+# takes: it ends at the last @ before a query
+_DATABASE = r"\b(?:postgres(?:ql)?|mysql|mariadb|mssql|oracle)(?:\+\w+)?"
+_PASSWORD = re.compile(rf"({_DATABASE}://[^\s/:]*:)[^\s?#]*@|(://[^\s/:]*:)[^\s/]*@")
+_LOGIN = re.compile(rf"{_DATABASE}://[^\s/:]*:[^\s?#]*@[^\s/]*|://[^\s/:]*:[^\s/]*@[^\s/]*")
 _SIGNATURE = re.compile(
     r"([?&](?:x-(?:amz|goog)-(?:signature|credential|security-token)|signature|sig|awsaccesskeyid"
-    r"|googleaccessid|(?:ssl)?password)=)[^&\s'\"#]+",
+    r"|googleaccessid|(?:ssl)?password|(?:access_)?token|api_?key)=)[^&\s'\"#]+",
     re.IGNORECASE,
 )
 _PARAMETER = re.compile(r"://\S*[?&](?:ssl)?password=", re.IGNORECASE)
@@ -24,7 +27,7 @@ def without_passwords(text: str) -> str:
 
     postgresql://ann:secret@host/db -> postgresql://ann:***@host/db
     """
-    return _SIGNATURE.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
+    return _SIGNATURE.sub(r"\1***", _PASSWORD.sub(r"\1\2***@", text))
 
 
 def json_without_passwords(value: Any) -> Any:

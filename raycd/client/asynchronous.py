@@ -12,6 +12,7 @@ from raycd.api import (
     BatchResponse,
     EmbedBatchResponse,
     Embedding,
+    GalleryFilters,
     GalleryList,
     GalleryPage,
     Health,
@@ -168,6 +169,7 @@ class AsyncClient:
         `attributes` are filtered by as in a search.
         """
         wanted = dict(attributes or {})
+        request.checked(GalleryFilters, {"category": category or [], "attributes": wanted})
         # An older service knows values alone, of names that end at the first colon
         paired = {
             name: values

@@ -8,6 +8,8 @@ RaycdError
 
 from __future__ import annotations
 
+import ssl
+
 import httpx
 from pydantic import ValidationError
 
@@ -54,6 +56,16 @@ def unreachable(failure: httpx.RequestError, service: str, *, tries: int) -> Ser
     if isinstance(failure, httpx.TimeoutException) and connected:
         what = f"{service} did not answer in time"
         return ServiceError(what, do="raise the timeout, or see the service's log")
+    if isinstance(failure, httpx.DecodingError):
+        what = f"the answer of {service} cannot be decompressed"
+        return ServiceError(what, got=_plain(str(failure)), do="check the proxy before the service")
+    if is_of_tls(failure):
+        return ServiceError(
+            f"no TLS connection to {service}",
+            got=_plain(str(failure)),
+            do="give http:// where the service has no TLS; for an authority of your own set "
+            "SSL_CERT_FILE",
+        )
     if isinstance(failure, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
         remedy = "see the service's log; a body that is too large may end a connection, too"
         what = f"{service} ended the connection"
@@ -65,6 +77,14 @@ def unreachable(failure: httpx.RequestError, service: str, *, tries: int) -> Ser
         what = f"no service answers at {service}"
     got = f"{_plain(str(failure)) or type(failure).__name__}{_times(tries)}"
     return ServiceError(what, got=got, do=remedy)
+
+
+def is_of_tls(failure: BaseException) -> bool:
+    """Tell whether a connection has failed by TLS: by another protocol or a certificate."""
+    causes = [failure]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    return any(isinstance(cause, ssl.SSLError) for cause in causes)
 
 
 def unreadable(response: httpx.Response, service: str, *, got: str | None = None) -> ServiceError:

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from raycd import program, progress
 from raycd.api import ImportItem
 from raycd.client.client import Client
 from raycd.client.errors import printable
+from raycd.errors import ConfigError
 
 TABLES = (".csv", ".parquet")
 
@@ -41,7 +42,7 @@ def import_images(client: Client, options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         items, root = _source(options.file, stack)
         root = root if options.root is None else Path(options.root)
-        report = stack.enter_context(Path(options.report).open("w")) if options.report else None
+        report = stack.enter_context(_report(options)) if options.report else None
         bar = (
             stack.enter_context(progress.Bar("import", unit="images"))
             if sys.stderr.isatty()
@@ -65,6 +66,18 @@ def import_images(client: Client, options: argparse.Namespace) -> int:
     counts = {"images": tally.settled, "imported": tally.done, "version": tally.version or None}
     print(json.dumps(counts) if hasattr(options, "json") else tally)
     return 0 if tally.done == tally.settled else program.EXIT_MISTAKE
+
+
+def _report(options: argparse.Namespace) -> TextIO:
+    """Open the report. Raises ConfigError where it is the file of the images itself."""
+    path = Path(options.report)
+    if path.exists() and Path(options.file).exists() and path.samefile(options.file):
+        raise ConfigError(
+            "the report would replace the images",
+            got=f"--report {options.report}",
+            do="give it another name",
+        )
+    return path.open("w", encoding="utf-8")
 
 
 def _source(file: str, stack: ExitStack) -> tuple[Iterable[bytes | Mapping[str, Any]], Path]:

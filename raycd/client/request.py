@@ -15,6 +15,8 @@ from raycd.api import QueryRequest, SearchResponse
 from raycd.api.requests import USER
 from raycd.errors import DataError
 
+Checked = TypeVar("Checked", bound=BaseModel)
+
 
 class Weighted(TypedDict, total=False):
     """The fields of raycd.api.WeightedImage, and `image`, a file or its bytes."""
@@ -75,11 +77,7 @@ def read(model: type[Model], search: QueryFields) -> tuple[Model, bytes | None]:
         fields["reference"] = earlier.history
     if isinstance(fields.get("images"), Sequence):
         fields["images"] = [_weighted(one) for one in fields["images"]]
-    try:
-        request = model.model_validate(fields)
-    except ValidationError as error:
-        what, do = "the search is impossible", f"see raycd.api.{model.__name__}"
-        raise DataError(what, got=wrong(error), do=do) from error
+    request = checked(model, fields)
     if image is None:
         return request, None
     for name in request.given:
@@ -129,6 +127,15 @@ def of_user(user: str) -> dict[str, Any]:
         expected = "printable ASCII without spaces around it, such as a hash of the name"
         raise DataError("a header cannot carry the user", got=repr(user), expected=expected)
     return {"headers": {USER: user}} if user else {}
+
+
+def checked(model: type[Checked], fields: Mapping[str, Any]) -> Checked:
+    """Return a search, or a part of one, as a model. Raises DataError."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        what, do = "the search is impossible", f"see raycd.api.{model.__name__}"
+        raise DataError(what, got=wrong(error), do=do) from error
 
 
 def wrong(error: ValidationError) -> str:

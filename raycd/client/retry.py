@@ -72,4 +72,4 @@ def is_passing(failure: httpx.RequestError) -> bool:
     A slow service (ReadTimeout) would only become slower by more requests.
     """
     passing = httpx.NetworkError | httpx.ConnectTimeout | httpx.RemoteProtocolError
-    return isinstance(failure, passing)
+    return isinstance(failure, passing) and not errors.is_of_tls(failure)

@@ -14,7 +14,7 @@ from raycd import retry_after
 from raycd.client import errors, retry, tracing
 from raycd.client.retry import Attempts, Retries
 from raycd.client.wire import AsyncWire, BlockingWire
-from raycd.errors import ConfigError
+from raycd.errors import ConfigError, DataError
 from raycd.redact import without_passwords
 
 URL = "http://127.0.0.1:8000"
@@ -114,6 +114,8 @@ class Transport:
                 timeout = httpx.Timeout(min(self._timeout, attempts.remaining), pool=None)
                 request = self._wire.request(method, path, timeout=timeout, **content)
                 response = await self._wire.send(request, stream=stream)
+            except httpx.InvalidURL as error:
+                raise DataError("the request cannot be sent", got=str(error)) from error
             except httpx.RequestError as failure:
                 if retry.is_passing(failure) and await self.again(attempts):
                     continue
@@ -139,9 +141,10 @@ class Transport:
 def _address(url: str) -> httpx.URL:
     try:
         address = httpx.URL(url)
-    except httpx.InvalidURL:
-        address = httpx.URL()
-    is_http = address.scheme in ("http", "https") and address.host
+        is_http = address.scheme in ("http", "https") and bool(address.host)
+        address.host.encode("ascii" if ":" in address.host else "idna")
+    except (httpx.InvalidURL, UnicodeError):
+        address, is_http = httpx.URL(), False
     if not is_http or address.query or address.fragment:
         shown = "one with a password" if "@" in url else repr(url)
         what = "the url of the service is impossible"
@@ -181,7 +184,10 @@ def _uncertified(error: OSError) -> ConfigError:
 
 def _connections(address: httpx.URL, headers: dict[str, str]) -> dict[str, Any]:
     """Return httpx's settings: the environment's proxies are for services on other machines."""
-    settings: dict[str, Any] = {"base_url": address, "headers": headers}
+    # httpx logs the address of each request, and whoever logs its messages would have the password
+    settings: dict[str, Any] = {"base_url": address.copy_with(userinfo=b""), "headers": headers}
+    if address.userinfo:
+        settings["auth"] = (address.username, address.password)
     if _is_loopback(address.host):  # a proxy cannot reach the services of this machine
         trusted = httpx.create_ssl_context() if address.scheme == "https" else True
         settings |= {"trust_env": False, "verify": trusted}

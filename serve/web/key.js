@@ -10,12 +10,23 @@ const dialog = byId("key");
 const input = byId("key-value");
 let asking = null; // the question that is open
 
+let given = null; // where the browser forbids to keep it
+
 function kept() {
   try {
-    return sessionStorage.getItem(NAME);
+    return sessionStorage.getItem(NAME) ?? given;
   } catch {
-    // the browser may forbid it; then there is no key, and most services want none
-    return null;
+    return given;
+  }
+}
+
+function keep(key) {
+  given = key;
+  try {
+    if (key === null) sessionStorage.removeItem(NAME);
+    else sessionStorage.setItem(NAME, key);
+  } catch {
+    // until the page is left, then
   }
 }
 
@@ -40,11 +51,11 @@ export async function anotherKey(used) {
 export function startKey() {
   byId("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    sessionStorage.setItem(NAME, input.value.trim());
+    keep(input.value.trim());
     dialog.close("given");
   });
   byId("key-forget").addEventListener("click", () => {
-    sessionStorage.removeItem(NAME);
+    keep(null);
     location.reload(); // what was shown with it goes, too
   });
   byId("key-forget").hidden = !hasKey();
@@ -55,8 +66,8 @@ async function ask() {
     ? "The service does not know that key, or it has been revoked."
     : "";
   input.value = "";
-  const given = (await open(dialog)) === "given";
+  const answered = (await open(dialog)) === "given";
   input.value = "";
   byId("key-forget").hidden = !hasKey();
-  return given;
+  return answered;
 }

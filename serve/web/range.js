@@ -21,9 +21,13 @@ export function rangeOf(name, numbers) {
 }
 
 function sliderOf(name, { min, max }, sides) {
-  const step = 10 ** Math.floor(Math.log10((max - min) / STEPS));
+  const exponent = Math.floor(Math.log10((max - min) / STEPS));
+  const step = 10 ** exponent;
   const low = Math.floor(min / step) * step;
-  const limits = { min: low, max: low + Math.ceil((max - low) / step) * step, step };
+  const high = low + Math.ceil((max - low) / step) * step;
+  // As the browser writes them: a thumb at an end has that end's value
+  const digits = Math.max(0, -exponent);
+  const limits = { min: Number(low.toFixed(digits)), max: Number(high.toFixed(digits)), step };
   const thumbs = sides.map(({ label, end }) =>
     element("input", {
       ...{ type: "range", ...limits, value: limits[end] },

@@ -49,6 +49,7 @@ export function startReference(info, onChange) {
   byId("address").closest(".address").hidden = !info.image_url;
   byId("address").addEventListener("change", (event) => {
     if (event.target.validity.valid && event.target.value) change({ url: event.target.value });
+    else if (event.target.validity.valid && image?.url !== undefined) change(null);
     else say("Give a whole address that begins with https://");
   });
 }

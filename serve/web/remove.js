@@ -12,12 +12,14 @@ const button = byId("remove-go");
 let limits = null;
 let isReference = () => false;
 let imageId = "";
+let isWaiting = false;
 
 /** Listen. `isTheReference` says whether an id is the reference image's. */
 export function startRemoving(info, isTheReference) {
   limits = info.limits;
   isReference = isTheReference;
   button.addEventListener("click", remove);
+  dialog.addEventListener("cancel", (event) => isWaiting && event.preventDefault()); // Escape
 }
 
 /** Ask about an image; resolves to whether it has been removed. */
@@ -32,7 +34,7 @@ export async function askToRemove(id) {
 
 async function remove() {
   const id = imageId;
-  button.disabled = true;
+  wait(true);
   say("Removing…");
   try {
     await deleteImage(id);
@@ -42,8 +44,14 @@ async function remove() {
       dialog.close("removed"); // by somebody else, meanwhile
     else say(whyNotChanged(problem, limits));
   } finally {
-    button.disabled = false;
+    wait(false);
   }
+}
+
+/** Keep the question open until it is known what has become of the image. */
+function wait(isOn) {
+  for (const one of dialog.querySelectorAll("button")) one.disabled = isOn;
+  isWaiting = isOn;
 }
 
 function say(words) {

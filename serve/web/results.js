@@ -38,10 +38,12 @@ export function dropResult(imageId) {
   cells[index].remove();
 }
 
+let cards = 0; // so far
+
 function card(result, rank, on) {
   const { image_id: imageId, attributes } = result;
   const name = nameOf(result);
-  const why = explanation(result, `why-${rank}`);
+  const why = explanation(result, `why-${(cards += 1)}`); // a rank comes again where one is removed
   const link = originalLink(
     imageId,
     { className: "picture", "aria-label": `${name}, the full picture in a new tab` },

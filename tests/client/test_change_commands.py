@@ -139,6 +139,16 @@ def test_an_import_tells_how_many_images_are_in_the_gallery(
     assert json.loads(capsys.readouterr().out) == {"images": 1, "imported": 1, "version": 1}
 
 
+def test_a_report_does_not_replace_the_images_that_it_is_of(
+    run: Run, service: Service, tmp_path: Path, picture: Path, capsys: Any
+) -> None:
+    file = lines_of(tmp_path, "a")
+    before = Path(file).read_text()
+    assert run("import", file, "--report", file) == 2
+    assert "the report would replace the images" in capsys.readouterr().err
+    assert (Path(file).read_text(), service.asked) == (before, [])
+
+
 def test_failures_of_an_import_are_told_and_reported_with_exit_code_2(
     run: Run, service: Service, tmp_path: Path, picture: Path, capsys: Any
 ) -> None:

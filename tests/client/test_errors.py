@@ -1,12 +1,15 @@
 """What a user reads when the service refuses, does not answer, or is something else."""
 
+import logging
 import pickle
 import socket
 import threading
+from typing import Any
 
 import pytest
 
 from raycd.client import Client, ServiceError
+from raycd.errors import ConfigError, DataError
 from tests import refused
 from tests.client.scripted import JSON, PROBLEM, Reply, Service, refusal
 
@@ -153,3 +156,44 @@ def test_a_refusal_before_the_body_was_read_is_heard() -> None:
         thread.join()
     assert caught.value.problem is not None
     assert caught.value.problem.limit == "max_body_bytes"
+
+
+def test_a_service_without_tls_is_told_and_not_asked_again(service: Service) -> None:
+    with Client(service.url.replace("http://", "https://")) as client:
+        error = failure(client)
+    assert "no TLS connection to https://" in str(error)
+    assert "give http:// where the service has no TLS" in str(error)
+
+
+@pytest.mark.parametrize("url", ["http://-a..b", f"http://{'a' * 64}.org", "http://xn--a"])
+def test_a_host_that_can_be_none_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="the url of the service is impossible"):
+        Client(url)
+
+
+@pytest.mark.parametrize("filters", [{"category": ["\udcff"]}, {"attributes": {"a": {"gte": "x"}}}])
+def test_filters_that_cannot_be_sent_are_one_message(
+    client: Client, service: Service, filters: dict[str, Any]
+) -> None:
+    with pytest.raises(DataError, match="the search is impossible"):
+        client.gallery(**filters)
+    assert not service.asked
+
+
+def test_a_url_that_is_too_long_is_one_message(client: Client) -> None:
+    with pytest.raises(DataError, match=r"the request cannot be sent\n.*too long"):
+        client.image("a" * 70_000)
+
+
+def test_the_password_of_a_url_is_sent_and_in_no_log(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.answers(refusal(404, "there is no image"))
+    with (
+        caplog.at_level(logging.INFO),
+        Client(service.url.replace("http://", "http://ann:secret@")) as client,
+    ):
+        failure(client)
+    assert service.asked[0].headers["authorization"].startswith("Basic ")
+    assert "HTTP Request: GET" in caplog.text
+    assert "secret" not in caplog.text

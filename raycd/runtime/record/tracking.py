@@ -252,7 +252,7 @@ class Tracker(MlflowRun):
 
 
 def how_to_see(config: Config) -> str:
-    """Return the command that shows a user the record, or that there is none."""
+    """Return the command or the address that shows the record, or that there is none."""
     if not config.tracking.enabled:
         return "no record is kept"
     uri = config.tracking.uri
@@ -261,6 +261,8 @@ def how_to_see(config: Config) -> str:
         assert folder is not None, "the record of runs on a store has a URI"
         near = folder.is_relative_to(Path.cwd())
         uri = database_uri(Path(os.path.relpath(folder) if near else folder) / DATABASE)
+    if uri.startswith(("http://", "https://")):
+        return f"open {without_passwords(uri)}"
     return f"mlflow ui --backend-store-uri {shlex.quote(without_passwords(uri))}"
 
 

@@ -44,6 +44,13 @@ def test_the_command_that_shows_the_record_is_short_and_survives_a_shell(
         assert shown == f"{command}'sqlite:///my runs/mlflow.db'"
 
 
+def test_a_server_is_its_own_page() -> None:
+    settings = config()
+    tracked = settings.tracking.model_copy(update={"uri": "http://ann:secret@10.0.0.6:5000"})
+    shown = tracking.how_to_see(settings.model_copy(update={"tracking": tracked}))
+    assert shown == "open http://ann:***@10.0.0.6:5000"
+
+
 def test_a_database_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database " * 100)
     with pytest.raises(TrackingError, match="cannot be written"):
