@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from jobs.benchmarks.measuring import check_pooled
 from raycd.compare.answers import Answers
 from raycd.config import Config, Protocol
 from raycd.data.captions import Wording
@@ -81,6 +82,7 @@ class Shop:
 
 def measure(config: Config, asked: argparse.Namespace) -> dict[str, float | str]:
     """Return what benchmark.py prints."""
+    check_pooled(config)
     run = pipeline.run(config, until="stage2").run
     context = Context(config, run)
     rng = np.random.default_rng([config.seed, 19])

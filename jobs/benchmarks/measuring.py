@@ -149,3 +149,17 @@ def chosen(only: str, known: Sequence[str]) -> list[str]:
     if wrong := [name for name in asked if name not in known]:
         raise ConfigError("--only names no part", got=wrong[0], expected=", ".join(known))
     return [name for name in known if name in asked]
+
+
+def check_pooled(config: Config) -> None:
+    """Raise ConfigError where stage 2 needs more than pooled features, which is not measured."""
+    from raycd.model import fusion  # not where memory is measured
+
+    head = fusion.head_class(config.stage2.head)
+    if head.needs or head.on_titles or not head.trains or config.stage2.hard_negatives:
+        raise ConfigError(
+            "this benchmark trains heads on pooled features alone",
+            got=f"stage2.head {config.stage2.head}, stage2.hard_negatives "
+            f"{config.stage2.hard_negatives}",
+            expected="a head such as clip_cd, combiner or tirg, and no hard negatives",
+        )

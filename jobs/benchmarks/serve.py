@@ -12,6 +12,7 @@ The floor (serving/floor.py) runs with one torch thread and with two; the better
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import tempfile
@@ -88,7 +89,7 @@ def overload(site: Site) -> Figures:
         "saturation, successes/s": saturated,
         "asked/s": rate,
         "p50 before, ms": before["p50, ms"],
-        **figures.refusals(during, asked=int(rate * site.seconds)),
+        **figures.refusals(during, asked=math.ceil(rate * site.seconds)),
         "recovery, s": recovered if recovered < AFTER_S else f"not within {AFTER_S:g}",
     }
 

@@ -23,6 +23,7 @@ from raycd import progress
 from raycd.config import Config, cli
 from raycd.data.demo.drawing import draw
 from raycd.data.demo.garments import random_garment
+from raycd.errors import ConfigError
 from raycd.runtime import cluster, pipeline
 from raycd.runtime.stages import reading
 
@@ -49,6 +50,13 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
 def _with_images(root: Path, copy: Path) -> tuple[Path, int]:
     """Return a copy of Fashion-IQ's annotations with drawn images, and the number of them."""
     for folder in ANNOTATIONS:
+        if not (root / folder).is_dir():
+            raise ConfigError(
+                "there are no annotations of Fashion-IQ",
+                got=f"data.root {root}",
+                expected=f"a folder with {' and '.join(ANNOTATIONS)}",
+                do="give --data.root",
+            )
         shutil.copytree(root / folder, copy / folder)
     (copy / IMAGES).mkdir()
     named = dict(_named(copy))

@@ -28,6 +28,7 @@ from raycd import mine as core
 from raycd import progress
 from raycd.config import Config, MineConfig
 from raycd.data.preprocess import Preprocess
+from raycd.errors import ConfigError
 from raycd.features import shards
 from raycd.features.stored import Stored
 from raycd.model import fusion
@@ -44,6 +45,10 @@ DISTINCT, FILE, GROUP = 1000, 50_000, 1000  # pictures; rows of a file and of it
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     """Return the driver's peak and the time of each step for both sizes, and the peaks' ratio."""
     sizes = (SMALL, flags.images or LARGE)
+    if sizes[1] <= SMALL:
+        raise ConfigError(
+            "--images is not the larger of two sizes", got=sizes[1], expected=f"more than {SMALL:,}"
+        )
     rows: dict[str, Any] = {"dim": DIM, "triplets": TRIPLETS, "cores": os.cpu_count()}
     steps = {"embed": _embed, "mine": _mine, "index": _index}
     asked = {"embed", *chosen(flags.only, list(steps))}  # all read what embed writes

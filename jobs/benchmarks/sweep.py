@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raycd.config import Config
+from raycd.data.folder import is_local
 from raycd.errors import ConfigError
 from raycd.evaluate import Metric
 from raycd.run import Run
@@ -34,6 +35,12 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     ends, and in the same precision. Ray Tune's own cost is the time in which fewer trials ran than
     may run at once, the start of their processes included.
     """
+    if not is_local(config.runs):
+        raise ConfigError(
+            "the naive trial works on a copy of the run",
+            got=f"runs {config.runs}",
+            expected="--runs, a local folder",
+        )
     with cluster.connected(), tempfile.TemporaryDirectory(prefix="raycd-") as scratch:
         run = pipeline.run(config, until="mine").run
         context = Context(config, run)
@@ -75,9 +82,6 @@ def _sweep(context: Context, scratch: Path) -> tuple[list[Record], float]:
 
 def _naive(config: Config, run: Run, scratch: Path) -> tuple[dict[str, float], int]:
     """Return the seconds of each stage of one naive trial, as recorded, and its epochs."""
-    if not run.is_local:
-        what, expected = "the naive trial works on a copy of the run", "--runs, a local folder"
-        raise ConfigError(what, got=run.root, expected=expected)
     name = pipeline.run_name(config)
     for stage in KEPT:
         if run.exists(stage):

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from jobs.benchmarks.measuring import elsewhere, on_cpus
+from jobs.benchmarks.measuring import check_pooled, elsewhere, on_cpus
 from raycd import progress
 from raycd.config import Config
 from raycd.data.pixels import PixelCache
@@ -45,6 +45,7 @@ MakeTask = Callable[[Context], Task[Any]]
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     """Return triplets a second of each way, from the second epoch on, and their ratios."""
+    check_pooled(config)
     rows: dict[str, Any] = {"cores": usable_cpus(), "encoder": config.encoder.name}
     with tempfile.TemporaryDirectory(prefix="raycd-") as name, cluster.connected():
         config = on_cpus(_short(config, Path(name, "one")))

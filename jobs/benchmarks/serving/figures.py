@@ -74,7 +74,8 @@ def refusals(seen: LoadResult, asked: int) -> Figures:
     refused = [one.ms for one in seen.samples if one.status in REFUSED]
     answered = [one.ms for one in seen.samples if one.status == OK]
     others = Counter(str(one.status) for one in seen.samples if one.status not in (OK, *REFUSED))
-    others["connection"], others["unanswered"] = seen.errors, asked - len(seen.samples)
+    others["connection"] = seen.errors
+    others["unanswered"] = max(0, asked - len(seen.samples))
     figures: Figures = {"asked": asked, "answered": len(answered), "refused": len(refused)}
     if answered:
         figures["answered: p99, ms"] = quantile(answered, 0.99)
