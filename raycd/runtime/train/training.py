@@ -253,7 +253,7 @@ def _worker(spec: dict[str, Any]) -> None:
             raise Stopped(error) from error
         try:
             loop.run(lambda result, save: keeper.ended(loop, result))
-        except Exception:
+        except (TrainingError, torch.OutOfMemoryError):
             keeper.wait()  # Ray ends this process together with what it is writing
             raise
     keeper.close()
