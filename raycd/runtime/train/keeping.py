@@ -57,6 +57,7 @@ class Keeper:
         device: torch.device,
     ) -> None:
         self._checkpoints, self._board, self._device = checkpoints, board, device
+        self._world = world_size()
         self._seconds, self._every_steps, self._notices = 60 * minutes, every_steps, notices
         self._kept = self._asked = time.monotonic()
         self._next_step = 0
@@ -101,6 +102,7 @@ class Keeper:
 
     def keep(self, state: Callable[[], TrainingState]) -> None:
         """Write a checkpoint inside of an epoch in the background."""
+        self._check_group()
         self._kept = time.monotonic()
         if rank() == 0:
             self.wait()
@@ -110,6 +112,7 @@ class Keeper:
         """Tell of an epoch, and write its checkpoint in the background. Raises Stopped."""
         failed = rank() == 0 and self.wait() is not None
         self._agreed(_FAILED if failed else _NOTHING)
+        self._check_group()
         if rank() == 0:
             self._write(loop.state(), is_epoch=True)
             self.tell("epoch", entry=result.to_dict())
@@ -149,6 +152,7 @@ class Keeper:
 
     def _agreed(self, wish: int) -> int:
         """Return the wish of the first worker. Raises Stopped where it has failed."""
+        self._check_group()
         if world_size() > 1:
             shared = torch.tensor(wish, device=self._device)
             distributed.broadcast(shared, 0)
@@ -156,6 +160,15 @@ class Keeper:
         if wish & _FAILED:
             raise Stopped(self._error or RunError("another worker cannot write checkpoints"))
         return wish
+
+    def _check_group(self) -> None:
+        """Raise RuntimeError where Ray ends the workers.
+
+        It takes torch's process group away beneath a training that still runs, which would go on as
+        if it was alone, and keep its own losses for those of all.
+        """
+        if world_size() != self._world:
+            raise RuntimeError("the workers of this training are being ended")
 
     def _will_go(self) -> bool:
         """Return whether a machine of the training has had notice since this was asked before."""

@@ -20,6 +20,7 @@ from s3fs import S3FileSystem
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from raycd import stores
+from raycd.runtime.train import keeping
 from raycd.runtime.train.checkpoints import Checkpoints
 from raycd.runtime.train.keeping import Keeper, Stopped
 from raycd.train.checkpoint import TrainingState
@@ -142,6 +143,22 @@ def test_a_step_waits_for_the_copy_of_a_checkpoint_and_not_for_its_writing(
     let_go.set()
     keep.close()
     assert Checkpoints(str(tmp_path)).names() == ["epoch-0000"]
+
+
+def test_what_goes_on_without_its_process_group_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "world_size", lambda: 2)
+    keep = keeper(tmp_path, lambda event: None, minutes=0.0005)
+    monkeypatch.setattr(keeping, "world_size", lambda: 1)  # Ray has taken it away
+
+    def state() -> TrainingState:
+        raise AssertionError("nothing is copied")
+
+    for ask in (keep.wants, lambda: keep.keep(state)):
+        with pytest.raises(RuntimeError, match="are being ended"):
+            ask()
+    assert Checkpoints(str(tmp_path)).names() == []
 
 
 def test_a_training_goes_on_in_a_bucket_where_nothing_may_be_removed(
