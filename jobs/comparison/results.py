@@ -130,10 +130,7 @@ def _gains(
     for form, title in FORMS.items():
         without = {row.name: methods[id(row)] for row in shown.get((ORIGINAL, form), [])}
         pairs = [
-            (
-                replace(own, name=row.name),
-                replace(base, name=f"{row.name}, {TITLES[ORIGINAL]}"),
-            )
+            (replace(own, name=row.name), replace(base, name=f"{row.name}, {TITLES[ORIGINAL]}"))
             for row in shown.get((PSEUDO, form), [])
             if (own := methods[id(row)]) and (base := without.get(row.name))
         ]

@@ -156,10 +156,10 @@ class Gallery:
 
     def has_category(self, name: str | None, among: Mask | None = None) -> bool:
         """Return whether an image is in a category: of all, or of a mask (G,)."""
-        if name not in self._categories.values:
+        known = self._categories
+        if name not in known.values:
             return False
-        code = self._categories.values.index(name)
-        rows = self._categories.rows[self._categories.codes == code]
+        rows = known.rows[known.codes == known.values.index(name)]
         return bool(len(rows) if among is None else among[rows].any())
 
     def has_attribute(self, name: str, value: str | None, among: Mask | None = None) -> bool:

@@ -69,11 +69,11 @@ def encode_tokens(encoder: Encoder, tokens_BL: torch.Tensor) -> tuple[torch.Tens
         features_BD = encoder.encode_tokens(tokens_BL)
     state_BLE = found[TOKENS].float()
     # open_clip's mode clips writes a token for the class behind the padding, at the last place
-    text = encoder.model_config.get("text_cfg", {})
-    words_BL = tokens_BL.clone()
-    if text.get("tokenizer_mode") == "clips":
-        words_BL[:, -1] = encoder.tokenizer.padding
-    mask_BL = token_mask(words_BL, encoder.tokenizer.padding).to(state_BLE.device)
+    padding = encoder.tokenizer.padding
+    if encoder.model_config.get("text_cfg", {}).get("tokenizer_mode") == "clips":
+        tokens_BL = tokens_BL.clone()
+        tokens_BL[:, -1] = padding
+    mask_BL = token_mask(tokens_BL, padding).to(state_BLE.device)
     return features_BD, {TOKENS: state_BLE, TOKEN_MASK: mask_BL}
 
 
