@@ -22,7 +22,8 @@ from raycd.features import READABLE, shards, to_table
 from raycd.features.stored import Stored
 from raycd.mine.neighbours import normalise
 from raycd.mine.pools import Rows
-from raycd.mine.search import Shard, nearest, proposed, search
+from raycd.mine.proposals import arithmetic, nearest, proposed
+from raycd.mine.search import Shard, search
 from raycd.model.threads import usable_cpus
 from raycd.runtime import cluster, mining
 
@@ -87,10 +88,11 @@ def _steps(feature_ND: NDArray[np.float32], settings: MineConfig) -> dict[str, f
     unit, shard = torch.from_numpy(unit_ND), [Shard(unit_ND, every)]
     index = faiss.IndexFlatIP(DIM)
     index.add(unit_ND)
-    depth = proposed(NEIGHBOURS + 1, "cpu")
+    kind = arithmetic("cpu", len(unit_ND), NEIGHBOURS + 1)
+    depth = proposed(NEIGHBOURS + 1, kind)
     ways: dict[str, Callable[[], object]] = {
         "IndexFlatIP.search": lambda: index.search(unit_ND[:size], NEIGHBOURS + 1),
-        "images proposed": lambda: nearest(unit[:size], unit, depth),
+        "images proposed": lambda: nearest(unit[:size], unit, depth, kind),
         "images proposed and measured": lambda: search(
             every[:size], unit_ND[:size], shard, settings, threads=1
         ),

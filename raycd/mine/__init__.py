@@ -14,12 +14,12 @@ out: no Ray, no files. `raycd.runtime.mining` finds the neighbours and makes the
 cluster, with equal results.
 
 What each guarantee costs, where FAISS's `IndexFlatIP.search` costs 100 (one thread, images of 640
-numbers, 64 neighbours of each, no floor):
+numbers, 64 neighbours of each, no floor). Products in bf16, where the CPU has them, give 35 back:
 
-no image that counts is missed   nothing to speak of: 10 more are proposed; to a query that ties
-                                 with thousands, all these (search.py)
-exact, the same on every device  10, float64 of what is proposed (search.py)
-ties to the lower row            the sorted keys of search.py, in those 10
+no image that counts is missed   nothing to speak of: 10 more are proposed, by bf16 73 more; to a
+                                 query that ties with thousands, all these (proposals.py)
+exact, the same on every device  10, by bf16 16: float64 of what is proposed (search.py)
+ties to the lower row            the sorted keys of search.py, in those 10 or 16
 memory within worker_mib         a merge for each shard (neighbours.py)
 HNSW, IVF, measured recall       exact search of recall_sample queries
 several pools, held out images   pools.py; each pool is searched by itself

@@ -1,12 +1,11 @@
-"""Search of one shard: images that are proposed in float32 or by an index are measured exactly.
+"""Search of one shard: images that rough products or an index propose are measured exactly.
 
 Similarity means one thing here: the product of the float32 normalised features, rounded to 6
 decimals; ties go to the lower row. It is the same on every device (`_micro`).
 
-flat: FAISS, on GPUs torch in TF32, proposes a few more images than are wanted. Their scores differ
-from similarities by `margin` at most. So whether an image that was not proposed may count is known,
-and for a query for which it may, more are proposed, at worst all. hnsw and ivf: FAISS's structure
-is searched once, and what it misses is missed.
+flat: a few more images than are wanted are proposed (`raycd.mine.proposals`). Whether one that was
+not may count is known, and for a query for which it may, more are proposed, at worst all. hnsw and
+ivf: FAISS's structure is searched once, and what it misses is missed.
 
 A list of neighbours is an array of keys, similarity and row packed into one int64 that sorts by
 similarity descending, then by row; lists merge by sorting. Unused entries at the end are NOTHING.
@@ -32,15 +31,16 @@ from torch import Tensor
 from raycd.config import MineConfig
 from raycd.index import approximate
 from raycd.mine.pools import Rows
+from raycd.mine.proposals import Arithmetic, arithmetic, at_most, cut_off, nearest, proposed
 
 Keys = NDArray[np.int64]
 
 DECIMALS = 6
 UNIT = 10**DECIMALS
 NOTHING = np.iinfo(np.int64).max
-BLOCK = 1 << 15  # images that a GPU scores at once
 BATCH = 4096  # most queries searched at once
 DEEPER = 8  # times as many images are proposed where those may not be all that count
+UNSURE = 0.25  # of queries: where bf16 leaves more, fp32 is quicker
 _PAIRS = {"cpu": 64, "cuda": 1 << 16}  # measured at once: on CPUs they stay in a core's cache
 _WIDE = 1 << 12  # rows of float64 at once
 _MOST = 1 << 19  # compared at once, where a query needs many: 40 MiB
@@ -84,7 +84,7 @@ def search(
         undo.callback(torch.set_num_threads, torch.get_num_threads())
         matmul: Any = torch.backends.cuda.matmul
         undo.callback(setattr, matmul, "fp32_precision", matmul.fp32_precision)
-        matmul.fp32_precision = "tf32"  # at worst, as `margin` says
+        matmul.fp32_precision = "tf32"  # at worst, as `at_most` says
         # FAISS and torch release Python's lock
         pool = undo.enter_context(ThreadPoolExecutor(count, initializer=_one_thread))
         for shard in shards:
@@ -105,32 +105,50 @@ class _Search:
         self.mine, self.unit_PD = mine, _tensor(shard.unit_PD).to(device)
         self.rows_P = _tensor(shard.rows_P).to(device, torch.int64)
         self.index = None if shard.index is None else approximate.Opened(shard.index, mine)
+        self.kind: Arithmetic = "fp32"
+        if self.index is None:
+            self.kind = arithmetic(device, len(self.unit_PD), mine.neighbours + 1)
+        self.cut = cut_off(self.unit_PD) if self.kind == "bf16" else 0.0
 
     @torch.inference_mode()
-    def __call__(self, rows_B: Tensor, query_BD: Tensor, key_BS: Tensor, depth: int = 0) -> Tensor:
+    def __call__(
+        self,
+        rows_B: Tensor,
+        query_BD: Tensor,
+        key_BS: Tensor,
+        kind: Arithmetic | None = None,
+        depth: int = 0,
+    ) -> Tensor:
         """Return the first keys (B, S + 1), sorted, of `key_BS` and those of the shard.
 
         An image that is not among the `depth` proposed scores no more than the last of these.
         """
-        device, (images, dim) = query_BD.device.type, self.unit_PD.shape
-        depth = depth or proposed(key_BS.shape[1], device)
+        images, dim = self.unit_PD.shape
+        kind = kind or self.kind
+        depth = depth or proposed(key_BS.shape[1], kind)
         if self.index is not None:
             _, found_BC = self.index(query_BD.numpy(), min(depth, images))
             return self._merged(rows_B, query_BD, key_BS, torch.from_numpy(found_BC))
-        deeper = depth * DEEPER
-        if deeper >= images:  # an eighth of them costs as much as all, which stand in order
+        if depth * DEEPER >= images:  # an eighth costs as much as all, which stand in order
             size = max(1, _MOST // images)
             rows, queries, keys = (torch.split(each, size) for each in (rows_B, query_BD, key_BS))
             found = map(self._merged, rows, queries, keys, [None] * len(rows))
             return torch.cat(list(found))
-        score_BC, position_BC = nearest(query_BD, self.unit_PD, depth)
+        score_BC, position_BC = nearest(query_BD, self.unit_PD, depth, kind)
         found_BS = self._merged(rows_B, query_BD, key_BS, position_BC)
         # NOTHING is far below any floor; rounding to 6 decimals may add half of the last one twice
         last_B = (1 - (found_BS[:, -1] >> 32) / UNIT).clamp(min=self.mine.floor)
-        unsure_B = score_BC[:, -1] + (margin(dim, device) + 1 / UNIT) >= last_B
-        for own in torch.split(unsure_B.nonzero()[:, 0], max(1, _MOST // deeper)):
+        cut = self.cut + cut_off(query_BD) if kind == "bf16" else 0.0
+        unsure_B = at_most(score_BC[:, -1], dim, kind, cut) + 1 / UNIT >= last_B
+        if kind == "bf16":
+            if unsure_B.float().mean() > UNSURE:
+                self.kind = "fp32"
+            kind, depth = "fp32", proposed(key_BS.shape[1], "fp32")
+        else:
+            depth *= DEEPER
+        for own in torch.split(unsure_B.nonzero()[:, 0], max(1, _MOST // depth)):
             if len(own):
-                found_BS[own] = self(rows_B[own], query_BD[own], key_BS[own], deeper)
+                found_BS[own] = self(rows_B[own], query_BD[own], key_BS[own], kind, depth)
         return found_BS
 
     def _merged(
@@ -150,60 +168,6 @@ class _Search:
             wanted_BC & (position_BC >= 0), (UNIT - micro_BC.long()) << 32 | row_BC, NOTHING
         )
         return torch.cat([key_BS, key_BC], 1).sort(1).values[:, : key_BS.shape[1]]
-
-
-def proposed(wanted: int, device: str) -> int:
-    """Return how many images are proposed where so many are wanted.
-
-    The image itself may be among them, and others come as near as a score is wrong: more, the more
-    are wanted, for these lie closer together.
-    """
-    return wanted + 8 + wanted // {"cpu": 32, "cuda": 2}[device]
-
-
-def nearest(query_BD: Tensor, unit_PD: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-    """Return scores (B, C), descending, and positions (B, C) of the `depth` images of most."""
-    if query_BD.device.type == "cpu":
-        found = faiss.knn(
-            query_BD.numpy(), unit_PD.numpy(), depth, metric=faiss.METRIC_INNER_PRODUCT
-        )
-        return torch.from_numpy(found[0]), torch.from_numpy(found[1])
-    return by_blocks(query_BD, unit_PD, depth)
-
-
-def by_blocks(query_BD: Tensor, unit_PD: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-    """Return what `nearest` does, by torch."""
-    best_BC = query_BD.new_empty((len(query_BD), 0))
-    position_BC = best_BC.long()
-    for start in range(0, len(unit_PD), BLOCK):
-        score_BP = query_BD @ unit_PD[start : start + BLOCK].T
-        score_BC, own_BC = score_BP.topk(min(depth, score_BP.shape[1]))
-        best_BC, position_BC = (
-            torch.cat([best_BC, score_BC], 1),
-            torch.cat([position_BC, own_BC + start], 1),
-        )
-        best_BC, at_BC = best_BC.topk(min(depth, best_BC.shape[1]))
-        position_BC = position_BC.gather(1, at_BC)
-    return best_BC, position_BC
-
-
-def margin(dim: int, device: str) -> float:
-    """Return the most by which a score differs from the product of two vectors of length 1.
-
-    Of such vectors sum |q_i p_i| <= |q| |p| <= 1 + 2^-21, their own rounding included. In float32,
-    in whatever order and fused or not, a product of D numbers is wrong by at most D u / (1 - D u)
-    of that sum, u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 3.1): below
-    2 D u, which is 7.6e-5 for D = 640.
-
-    TF32 keeps 10 bits of each factor, at worst by cutting off the others: 2^-10 of it. A product is
-    then wrong by 2 x 2^-10 + 2^-20 of itself, and exact in float32. Tensor cores cut sums off
-    instead of rounding them, after shifting all addends to the largest (Fasi et al., Numerical
-    behavior of NVIDIA tensor cores, 2021): 2 u each, with a factor of two to spare 4 D u. Together
-    2.1e-3 for D = 640. Cards without TF32 compute in float32.
-    """
-    if device == "cpu":
-        return dim * 2.0**-23
-    return 2.0**-9 + 2.0**-19 + dim * 2.0**-22
 
 
 def _products(query_BD: Tensor, unit_PD: Tensor, position_BC: Tensor) -> Tensor:

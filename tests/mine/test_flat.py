@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,17 @@ from torch import Tensor
 
 from raycd import mine
 from raycd.config import MineConfig
+from raycd.mine import proposals
 from raycd.mine import search as searching
+from raycd.mine.neighbours import normalise
 from raycd.mine.search import Shard, decode, search
+
+KINDS = get_args(proposals.Arithmetic)
+
+
+def margin(dim: int, kind: proposals.Arithmetic) -> float:
+    """Return how far a score may be from its product."""
+    return float(proposals.at_most(torch.zeros(()), dim, kind))
 
 
 def features_of(kind: str) -> NDArray[np.float32]:
@@ -94,9 +104,9 @@ def test_scores_that_are_as_wrong_as_they_may_be_change_nothing(
     """Those of some images are all too high, and those of the others too low."""
     expected = mined(kind, -1)
 
-    def wrong(query: Tensor, images: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    def wrong(query: Tensor, images: Tensor, depth: int, kind: str) -> tuple[Tensor, Tensor]:
         sign = torch.randint(0, 2, (len(images),), generator=torch.manual_seed(0)) * 2 - 1
-        score = query @ images.T + 0.99 * sign * searching.margin(query.shape[1], "cpu")
+        score = query @ images.T + 0.99 * sign * margin(query.shape[1], "fp32")
         best, position = score.topk(depth)
         return best, position
 
@@ -109,18 +119,18 @@ def test_products_as_tf32_may_round_them_change_nothing(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten bits of each factor are kept, the others cut off: the worst that a GPU may do."""
-    expected, on_gpu = mined(kind, -1), searching.margin(640, "cuda")
+    expected, on_gpu = mined(kind, -1), margin(640, "tf32")
     worst = []
 
-    def cut(query: Tensor, images: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    def cut(query: Tensor, images: Tensor, depth: int, kind: str) -> tuple[Tensor, Tensor]:
         one, other = (
             (e.view(torch.int32) & -(1 << 13)).view(torch.float32) for e in (query, images)
         )
         worst.append(float((one @ other.T - query.double() @ images.double().T).abs().max()))
-        return searching.by_blocks(one, other, depth)
+        return proposals.by_blocks(one, other, depth)
 
     monkeypatch.setattr(searching, "nearest", cut)
-    monkeypatch.setattr(searching, "margin", lambda *_: on_gpu)
+    monkeypatch.setattr(searching, "arithmetic", lambda *_: "tf32")
     assert mined(kind, -1).equals(expected, check_metadata=True)
     assert 1e-4 < max(worst) < on_gpu
 
@@ -129,11 +139,11 @@ def test_products_as_tf32_may_round_them_change_nothing(
 def test_more_are_proposed_to_few_queries_at_once(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, propose, sizes = mined(kind, -1), searching.nearest, list[int]()
+    expected, propose, sizes = mined(kind, -1), proposals.nearest, list[int]()
 
-    def noted(query: Tensor, images: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    def noted(query: Tensor, images: Tensor, depth: int, kind: Any) -> tuple[Tensor, Tensor]:
         sizes.append(len(query) * depth if depth > 100 else 0)
-        return propose(query, images, depth)
+        return propose(query, images, depth, kind)
 
     monkeypatch.setattr(searching, "nearest", noted)
     monkeypatch.setattr(searching, "DEEPER", 2)
@@ -144,18 +154,52 @@ def test_more_are_proposed_to_few_queries_at_once(
 
 
 @pytest.mark.parametrize("block", [40, 700, 1500])
-def test_torch_proposes_what_faiss_does(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does so on GPUs, some images after the other."""
-    expected = mined("smooth", -1)
-    monkeypatch.setattr(searching, "BLOCK", block)
-    images = torch.from_numpy(features_of("smooth"))
-    found, others = (
-        way(images[:9], images, 30) for way in (searching.by_blocks, searching.nearest)
-    )
-    assert found[1].equal(others[1])
-    torch.testing.assert_close(found[0], others[0])
-    monkeypatch.setattr(searching, "nearest", searching.by_blocks)
-    assert mined("smooth", -1).equals(expected, check_metadata=True)
+def test_all_ways_propose_the_same_images(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some images after the other. Products of eighths are exact in each of them."""
+    monkeypatch.setattr(proposals, "BLOCK", block)
+    monkeypatch.setattr(proposals, "SMALL_BLOCK", block)
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(-8, 9, (1500, 5)) / 8).float()
+    queries = torch.eye(5) + 0.125
+    expected = (queries @ images.T).sort(1, descending=True).values[:, :30]
+    for kind in KINDS:
+        score, position = proposals.nearest(queries, images, 30, kind)
+        rounded = expected.bfloat16().float() if kind == "bf16" else expected
+        assert score.equal(rounded), kind
+        of_all = queries @ images.T
+        own = (of_all.bfloat16().float() if kind == "bf16" else of_all).gather(1, position)
+        assert own.equal(score), kind
+
+
+@pytest.mark.parametrize("way", KINDS)
+@pytest.mark.parametrize("kind", ["smooth", "ties", "near-ties", "halves", "equal"])
+def test_each_way_gives_the_same_table(
+    kind: str, way: proposals.Arithmetic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {floor: mined(kind, floor) for floor in (-1, 0.5)}
+    monkeypatch.setattr(searching, "arithmetic", lambda *_: way)
+    for floor, table in expected.items():
+        assert mined(kind, floor).equals(table, check_metadata=True)
+
+
+def test_bf16_is_given_up_where_it_is_sure_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All images are alike: then it would be work for nothing."""
+    monkeypatch.setattr(searching, "arithmetic", lambda *_: "bf16")
+    propose, ways = proposals.nearest, list[str]()
+
+    def noted(*given: Any) -> tuple[Tensor, Tensor]:
+        ways.append(given[-1])
+        return propose(*given)
+
+    monkeypatch.setattr(searching, "nearest", noted)
+    every = np.arange(1500, dtype=np.int32)
+    for kind, times in (("smooth", 15), ("near-ties", 1)):
+        ways.clear()
+        unit_ND = normalise(features_of(kind), every)
+        settings = MineConfig(neighbours=20, floor=-1, s_max=1, batch_size=100)
+        search(every, unit_ND, [Shard(unit_ND, every)], settings, threads=1)
+        assert ways.count("bf16") == times
+        assert "fp32" in ways or kind == "smooth"
 
 
 def test_a_process_that_chose_rougher_products_gets_the_same_table() -> None:
@@ -169,14 +213,20 @@ def test_a_process_that_chose_rougher_products_gets_the_same_table() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-def test_scores_lie_within_the_margin() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dim", [1, 7, 640, 4096])
+def test_no_product_is_above_what_its_score_allows(kind: proposals.Arithmetic, dim: int) -> None:
     rng = np.random.default_rng(0)
-    for dim in (1, 7, 640, 4096):
-        one, other = (torch.from_numpy(np.abs(rng.normal(size=(64, dim)))) for _ in range(2))
-        one, other = (x.div(x.norm(dim=1, keepdim=True)).float() for x in (one, other))
-        score, position = searching.nearest(one, other, 64)
-        exact = (one.double() @ other.double().T).gather(1, position)
-        assert (score - exact).abs().max() < searching.margin(dim, "cpu")
+    one, other = (torch.from_numpy(np.abs(rng.normal(size=(64, dim)))) for _ in range(2))
+    one, other = (x.div(x.norm(dim=1, keepdim=True)).float() for x in (one, other))
+    exact = one.double() @ other.double().T
+    cut = proposals.cut_off(one) + proposals.cut_off(other)
+    score, position = proposals.nearest(one, other, 64, kind)
+    most = proposals.at_most(score.flatten(), dim, kind, cut).view(score.shape)
+    assert (exact.gather(1, position) <= most).all()
+    if kind == "bf16" and dim > 1:  # and the bound is no wider than it must be
+        assert (exact.gather(1, position) > score + 1e-3).any()
+        assert (most - score).max() < 0.012
 
 
 def test_a_similarity_in_the_middle_of_two_decimals_does_not_depend_on_the_order_of_its_sum() -> (
