@@ -134,7 +134,10 @@ def _everywhere() -> argparse.ArgumentParser:
     parser.add_argument("--url", help=f"The service's url. (RAYCD_URL, or {URL})")
     parser.add_argument("--gallery", metavar="NAME", help="Which gallery. (the service's default)")
     parser.add_argument(
-        "--timeout", type=_seconds, metavar="SECONDS", help=f"Of one try. ({TIMEOUT_S:g})"
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help=f"Of each wait of a try for the service. ({TIMEOUT_S:g})",
     )
     parser.add_argument(
         "--retries", type=_count, metavar="N", help="Times that a busy service is asked again. (4)"

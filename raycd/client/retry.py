@@ -14,7 +14,7 @@ from raycd.client import errors
 BUSY = (429, 503)  # the service may answer the same request later
 LOST = (500, 502, 504)  # of a proxy before the service, when the replica at work has died
 
-_FIRST_S, _LONGEST_S = 0.25, 8.0
+_FIRST_S, _DOUBLINGS = 0.25, 5  # then a wait is at its longest, 8 s
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class Retries:
     count: int = 4
     """How often a request is sent again."""
     deadline: float = 120.0
-    """Seconds of a request with all its tries: a wait that would end later does not begin."""
+    """Seconds of a request with all its tries: a wait that would end later does not begin. An answer
+    that comes in by and by is read to its end.
+    """
     sleep: Callable[[float], object] | None = field(default=None, repr=False)
     """What waits instead of time.sleep or asyncio.sleep; AsyncClient awaits what it returns."""
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
@@ -52,7 +54,7 @@ class Attempts:
         Args:
             after: Seconds that the service asks to wait; the random part comes on top.
         """
-        backoff = min(_LONGEST_S, _FIRST_S * 2 ** (self.made - 1)) * random.uniform(0.5, 1)
+        backoff = _FIRST_S * 2 ** min(self.made - 1, _DOUBLINGS) * random.uniform(0.5, 1)
         wait: float = (after or 0.0) + backoff
         if self.made > self._retries.count or wait >= self.remaining:
             return None

@@ -62,24 +62,30 @@ def info(service: Info) -> str:
     """Describe the service in a few lines."""
     model, index, limits = service.model, service.index, service.limits
     recall = "" if index.recall is None else f", recall {index.recall:.3f}"
-    lines = {
-        "service": f"raycd {service.version}",
-        "model": f"{model.encoder} ({model.fingerprint}), head {model.head}, preset {model.preset}",
-        "index": f"{index.kind}, {index.size:,} images, version {index.version}{recall}",
-        "limits": f"top_k {limits.top_k}, batch {limits.batch}, "
-        f"{limits.text_characters:,} characters, {limits.body_bytes:,} bytes, "
-        f"images {' '.join(limits.formats)}",
-        "categories": ", ".join(f"{name} {count:,}" for name, count in service.categories.items()),
-        **{
-            name: ", ".join(f"{value} {n:,}" for value, n in counts.items())
-            for name, counts in service.attributes.items()
-        },
-        "try": "; ".join(service.example_texts[:3]),
-    }
-    width = max(map(len, lines)) + 2
-    return "\n".join(
-        f"{printable(name):<{width}}{printable(text)}" for name, text in lines.items() if text
-    )
+    # An attribute may have the name of any of them
+    lines = [
+        ("service", f"raycd {service.version}"),
+        (
+            "model",
+            f"{model.encoder} ({model.fingerprint}), head {model.head}, preset {model.preset}",
+        ),
+        ("index", f"{index.kind}, {index.size:,} images, version {index.version}{recall}"),
+        (
+            "limits",
+            f"top_k {limits.top_k}, batch {limits.batch}, "
+            f"{limits.text_characters:,} characters, {limits.body_bytes:,} bytes, "
+            f"images {' '.join(limits.formats)}",
+        ),
+        ("categories", _counts(service.categories)),
+        *((name, _counts(values)) for name, values in service.attributes.items()),
+        ("try", "; ".join(service.example_texts[:3])),
+    ]
+    width = max(len(name) for name, _ in lines) + 2
+    return "\n".join(f"{printable(name):<{width}}{printable(text)}" for name, text in lines if text)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{value} {count:,}" for value, count in counts.items())
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:

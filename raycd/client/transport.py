@@ -42,7 +42,7 @@ class Transport:
         timeout: float,
         retries: Retries,
     ) -> None:
-        """Open connections; `timeout` is in seconds, of one try.
+        """Open connections; `timeout` is in seconds, of each wait of a try for the service.
 
         Raises:
             ConfigError: A url, key, gallery or proxy is impossible, or a certificate cannot be

@@ -6,7 +6,7 @@ import base64
 import codecs
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from email.message import Message
 from typing import Any, TypeVar
@@ -229,9 +229,10 @@ def refused(model: type[BaseModel], error: ValidationError) -> problems.ProblemE
     details = error.errors(include_url=False, include_context=False, include_input=False)
 
     def unknown(loc: tuple[object, ...]) -> str:
-        known = [field.alias or name for name, field in Condition.model_fields.items()]
-        near = problems.nearest(str(loc[-1]), known if CONDITION in loc else model.model_fields)
-        return f"there is no such field{near}"
+        known: Iterable[str] = model.model_fields if len(loc) == 1 else ()
+        if CONDITION in loc:
+            known = [field.alias or name for name, field in Condition.model_fields.items()]
+        return f"there is no such field{problems.nearest(str(loc[-1]), known)}"
 
     return problems.invalid(
         [

@@ -55,7 +55,9 @@ def router(asked: Asked, prefix: str) -> APIRouter:
     @routes.get("/gallery", responses=problems.responses(400, 422, 503))
     async def page(
         offset: Annotated[int, Query(ge=0, le=MAX_OFFSET)] = 0,
-        limit: Annotated[int, Query(ge=1)] = PAGE,
+        limit: Annotated[
+            int | None, Query(ge=1, description=f"at most max_page; {PAGE} where that allows it")
+        ] = None,
         category: Categories = [],  # noqa: B006  # FastAPI copies it
         attribute: Attribute = [],  # noqa: B006
         attributes: Attributes = "",
@@ -65,14 +67,14 @@ def router(asked: Asked, prefix: str) -> APIRouter:
     ) -> GalleryPage:
         """Return a page of the gallery, in its order."""
         replica = to.replica
-        _check_limit(replica.args, limit)
+        count = _count(replica.args, limit)
         wanted = _filters(replica.args, category, attribute, attributes)
         async with replica.deadline():
             view = (await replica.wait_for_version(min_version)).view
 
             def shown() -> GalleryPage:
                 found = _page(
-                    replica.gallery, view, wanted, offset=offset, limit=limit, newest=newest
+                    replica.gallery, view, wanted, offset=offset, limit=count, newest=newest
                 )
                 if wanted.category or wanted.attributes:
                     found.warnings = filters.warnings(view, wanted.category, wanted.attributes)
@@ -172,7 +174,10 @@ async def _info(replica: Replica) -> Info:
     )
 
 
-def _check_limit(args: ServeArgs, limit: int) -> None:
+def _count(args: ServeArgs, limit: int | None) -> int:
+    """Return how many images a page has. Raises ProblemError where more are asked for than may."""
+    if limit is None:
+        return min(PAGE, args.max_page)
     if limit > args.max_page:
         raise problems.beyond(
             "max_page",
@@ -182,6 +187,7 @@ def _check_limit(args: ServeArgs, limit: int) -> None:
             field="limit",
             do="page with offset",
         )
+    return limit
 
 
 def _filters(

@@ -50,7 +50,8 @@ class Intake:
             ) from None
         finally:
             self._limits.pop(limit, None)
-        if "json" in request.headers.get("content-type", "").lower():
+        # Of the type alone: a form's boundary may be any letters
+        if "json" in request.headers.get("content-type", "").partition(";")[0].lower():
             check_values(await request.body(), values)
 
     def _cut_off(self, now: float) -> None:

@@ -40,8 +40,7 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
 MAX_ERRORS = 20  # wrong fields of one request that are named, at most
 _LONG = 100  # characters of what a client has named
-# As FastAPI begins the path of a field, and as pydantic tells the two forms of a filter apart
-_SOURCES = ("body", "query", "path", "header", VALUES, CONDITION)
+_FORMS = (VALUES, CONDITION)  # as pydantic tells the two forms of a filter apart
 
 _log = logging.getLogger("ray.serve")
 
@@ -97,7 +96,7 @@ def invalid(details: Sequence[Any]) -> ProblemError:
     """Return 422 of a list of errors as pydantic makes it."""
     errors = [
         FieldError(
-            field=".".join(str(part) for part in detail["loc"] if part not in _SOURCES)[:_LONG],
+            field=".".join(str(part) for part in detail["loc"] if part not in _FORMS)[:_LONG],
             message=detail["msg"].removeprefix("Value error, "),
         )
         for detail in details[:MAX_ERRORS]
@@ -143,7 +142,9 @@ def of(error: Exception) -> ProblemError | None:
             return ProblemError(409, f"{_plain(error)}: begin anew")
         case DataError():
             return ProblemError(422, _plain(error))
-        case RequestValidationError() | ValidationError():
+        case RequestValidationError():  # whose paths begin with "query", "path", "header" or "body"
+            return invalid([{**detail, "loc": detail["loc"][1:]} for detail in error.errors()])
+        case ValidationError():
             return invalid(error.errors())
         case StarletteHTTPException():
             return ProblemError(

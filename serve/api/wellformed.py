@@ -49,11 +49,11 @@ async def known_parameters(request: Request) -> None:
     times = Counter(name for name, _ in request.query_params.multi_items())
     wrong = [
         {
-            "loc": ("query", name),
+            "loc": (name,),
             "msg": f"there is no such parameter{problems.nearest(name, known)}",
         }
         if name not in known
-        else {"loc": ("query", name), "msg": f"is given {count} times: give it once"}
+        else {"loc": (name,), "msg": f"is given {count} times: give it once"}
         for name, count in times.items()
         if name not in known or (count > 1 and name not in REPEATED)
     ]

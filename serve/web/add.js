@@ -108,12 +108,16 @@ function use(imageId) {
 
 /** Send some of them. Those whose id the gallery has are asked about first. */
 async function send(some) {
-  await proposing;
-  additions.forEach((one) => one.check(additions));
-  if (some.length === 0 || !byId("add-form").reportValidity()) return;
-  const labels = readLabels();
   sending += some.length;
   showState();
+  await proposing;
+  additions.forEach((one) => one.check(additions));
+  if (some.length === 0 || !byId("add-form").reportValidity()) {
+    sending -= some.length;
+    showState();
+    return;
+  }
+  const labels = readLabels();
   try {
     const there = await known(some.filter((one) => !one.replaces).map((one) => one.id));
     const asked = some.filter((one) => there.has(one.id) && !one.replaces);

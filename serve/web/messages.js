@@ -41,6 +41,10 @@ const STATUS = {
     "This image is not in the gallery",
     "It may have been removed. Choose another reference.",
   ],
+  409: () => [
+    "The steps before are of another model",
+    "The service has changed since. Leave out earlier steps of the trail, or begin a new search.",
+  ],
   413: (limits) => ["This image is too large", tooLarge(limits)],
   415: (limits) => [
     "This kind of file cannot be searched with",
@@ -59,7 +63,7 @@ const CHANGE = {
 };
 Object.assign(CHANGE, { 429: CHANGE[503] });
 const UNCLEAR = () => ["This search cannot be answered", "Something in it needs a change."];
-const NO_RETRY = new Set([400, 403, 404, 413, 415, 422]);
+const NO_RETRY = new Set([400, 403, 404, 409, 413, 415, 422]);
 
 const inMB = (bytes) => (bytes / 1e6).toLocaleString("en", { maximumFractionDigits: 1 });
 export const tooLarge = (limits) => `A file may have at most ${inMB(limits.body_bytes)} MB.`;

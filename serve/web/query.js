@@ -53,7 +53,8 @@ export const ownOf = (object, name, otherwise) =>
  */
 export async function request(query, fileOf, offset, reference) {
   const { image, further, exclude_reference, rerank_depth, session, ...fields } = query;
-  if (session) Object.assign(fields, { session }, reference && { reference });
+  fields.session = true; // each step has a history, also for steps that shall count it later
+  if (session && reference) fields.reference = reference;
   fields.offset = offset;
   if (rerank_depth !== null) fields.rerank_depth = rerank_depth;
   if (further.length > 0) {

@@ -7,7 +7,13 @@ const STEPS = 100; // of a slider, about
 const LOW = { name: "gte", label: "from", end: "min", nearer: Math.min };
 const HIGH = { name: "lte", label: "to", end: "max", nearer: Math.max };
 
-/** Fields and slider for numbers from `min` to `max`; without a slider where they are one number. */
+const SMALLEST = 1e-90; // between two numbers: browsers write at most 100 digits behind the point
+const canSlide = ({ min, max }) => max - min > SMALLEST && Number.isFinite(max - min);
+
+/**
+ * Fields and slider for numbers from `min` to `max`; without a slider where they are one number, or
+ * what lies between them cannot be written.
+ */
 export function rangeOf(name, numbers) {
   const sides = [LOW, HIGH].map((side) => {
     const field = element("input", {
@@ -16,7 +22,7 @@ export function rangeOf(name, numbers) {
     });
     return { ...side, field, labelled: element("label", {}, side.label, field) };
   });
-  const slider = numbers.min < numbers.max ? [sliderOf(name, numbers, sides)] : [];
+  const slider = canSlide(numbers) ? [sliderOf(name, numbers, sides)] : [];
   return element("div", { className: "range" }, ...sides.map((side) => side.labelled), ...slider);
 }
 

@@ -74,7 +74,7 @@ export async function someImages(info, signal) {
     .sort(() => Math.random() - 0.5)
     .slice(0, 3);
   if (categories.length === 0) categories.push(["", info.index.size]);
-  const limit = Math.ceil(TO_BEGIN_WITH / categories.length);
+  const limit = Math.min(Math.ceil(TO_BEGIN_WITH / categories.length), info.limits.page);
   const pages = await Promise.all(
     categories.map(([category, size]) =>
       getGallery(

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from raycd.api import SearchRequest
-from raycd.client import Client, ServiceError
+from raycd.api import Info, SearchRequest
+from raycd.client import Client, ServiceError, table
 from raycd.client.__main__ import main
 from raycd.errors import ConfigError, DataError
 from serve.api import search_body
@@ -184,6 +184,13 @@ def test_info_and_readiness(client: Client, service: Service) -> None:
     service.answers(Reply(body=info()), Reply(body={"status": "ready", "replicas": 2}))
     assert client.info().limits.batch == 32
     assert client.ready().replicas == 2
+
+
+def test_an_attribute_may_have_the_name_of_any_line_of_the_description() -> None:
+    counts = {name: {"x": 1} for name in ("service", "model", "index", "limits", "try")}
+    lines = table.info(Info.model_validate(info() | {"attributes": counts})).splitlines()
+    assert sorted(line.split()[0] for line in lines if line.endswith("  x 1")) == sorted(counts)
+    assert sum(line.startswith("model ") for line in lines) == 2
 
 
 def test_a_url_may_have_a_path_before_the_services_own(service: Service) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from raycd import retry_after
-from raycd.client import Client, ServiceError
+from raycd.client import Client, Retries, ServiceError
+from raycd.client.retry import Attempts
 from tests.client.scripted import Reply, Service, Waits, found, problem, refusal
 
 DROPPED = Reply(0)
@@ -191,3 +192,9 @@ def test_what_a_batch_found_is_not_lost_when_the_rest_fails(
     service.answers(Reply(body={"items": [ok("a"), BUSY]}), reply)
     answer = connect(count=2).search_batch([{"text": "1"}, {"text": "2"}])
     assert [item.status for item in answer.items] == [200, 503]
+
+
+def test_a_wait_has_a_longest_however_often_it_is_tried() -> None:
+    attempts = Attempts(Retries(count=5000, deadline=1e9, clock=lambda: 0.0))
+    waits = [attempts.next_wait() for _ in range(2000)]
+    assert all(wait is not None and 4 <= wait <= 8 for wait in waits[5:])

@@ -44,7 +44,7 @@ def service_args(tiny_bundle: Any) -> ServeArgs:
         max_body_bytes=2_000_000,
         formats=("JPEG", "PNG", "WEBP", "GIF"),
         max_batch=4,
-        max_page=50,
+        max_page=40,  # fewer than a page has that names no limit
     )
 
 

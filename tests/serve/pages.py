@@ -85,7 +85,6 @@ def opener(
     yield open_page
     for one in own:
         one.close()
-    context.set_offline(False)
     for page in context.pages:
         page.close()
     assert [

@@ -11,11 +11,26 @@ from serve.api.intake import Intake
 from serve.api.problems import ProblemError
 
 
-def request(body: asyncio.Future[bytes]) -> Request:
+def request(body: asyncio.Future[bytes], content_type: str = "") -> Request:
     async def receive() -> dict[str, object]:
         return {"type": "http.request", "body": await body, "more_body": False}
 
-    return Request({"type": "http", "method": "POST", "headers": []}, receive)
+    headers = [(b"content-type", content_type.encode())]
+    return Request({"type": "http", "method": "POST", "headers": headers}, receive)
+
+
+def test_a_form_whose_boundary_spells_json_is_none() -> None:
+    """A picture of some megabytes has more commas than JSON may have."""
+
+    async def read(content_type: str) -> None:
+        body = asyncio.get_running_loop().create_future()
+        body.set_result(b"," * 20_000)
+        await Intake(1, 1).read(request(body, content_type), 10)
+
+    asyncio.run(read("multipart/form-data; boundary=----aJSONb"))
+    for kind in ("application/json", "application/merge-patch+JSON; charset=utf-8"):
+        with pytest.raises(ProblemError, match="too many values"):
+            asyncio.run(read(kind))
 
 
 def test_a_body_whose_time_ends_as_the_next_comes_in_fails_nobody_else() -> None:

@@ -179,6 +179,22 @@ def test_a_field_that_nobody_knows_is_refused_with_the_one_that_was_meant(
     assert len(body["detail"]) < 1000
 
 
+@pytest.mark.parametrize("name", ["query", "path", "body", "header"])
+def test_a_name_of_http_is_a_name_like_any_other(client: httpx.Client, name: str) -> None:
+    body = problem(client.post("/v1/search", json={name: "red dress"}), 422)
+    assert fields(body) == [name]
+    assert fields(problem(client.get("/v1/info", params={name: "red"}), 422)) == [name]
+    wrong = {"text": "a", "attributes": {name: ""}}
+    assert fields(problem(client.post("/v1/search", json=wrong), 422)) == [f"attributes.{name}"]
+
+
+def test_a_field_within_another_is_not_taken_for_one_of_the_request(client: httpx.Client) -> None:
+    body = {"text": "a", "boost": {"attributes": "price", "weight": 1}}
+    said = problem(client.post("/v1/search", json=body), 422)["detail"]
+    assert "boost.attributes: there is no such field" in said
+    assert "did you mean" not in said
+
+
 @pytest.mark.parametrize("name", ["top_k", "offset", "image_weight", "text_weight"])
 @pytest.mark.parametrize("value", [True, False])
 def test_true_is_no_number(client: httpx.Client, name: str, value: bool) -> None:

@@ -50,7 +50,7 @@ def found(live: httpx.Client, data: bytes, version: int, **form: Any) -> list[st
 
 def ids(live: httpx.Client, version: int) -> list[str]:
     page = live.get(
-        "/v1/gallery", params={"limit": 50, "newest": True, "min_version": version}
+        "/v1/gallery", params={"limit": 40, "newest": True, "min_version": version}
     ).json()
     return [item["image_id"] for item in page["items"]]
 

@@ -29,7 +29,14 @@ def priced_url(
     feature_D = np.ones(encoder.dim, np.float32)
     path = str(tiny_bundle.folder.parent / "image-0.png")
     puts = [
-        Put(f"image-{n}", feature_D, ("dress",), {"colour": colour, "price": str(10 * n)}, path)
+        Put(
+            f"image-{n}",
+            feature_D,
+            ("dress",),
+            # No slider has room between the traces
+            {"colour": colour, "price": str(10 * n), "trace": "0" if n == 1 else "1e-120"},
+            path,
+        )
         for n, colour in enumerate(["red", "green", "blue"] * 3, start=1)
     ]
     with GalleryDatabase.open(url) as gallery_db:
@@ -103,6 +110,15 @@ def test_a_range_is_chosen_by_sliders_whose_ends_ask_for_nothing(
 def test_attributes_without_numbers_have_no_range(open_priced: Callable[..., Page]) -> None:
     page = open_priced()
     assert page.locator('#filters [data-attribute="colour"] .range').count() == 0
+
+
+def test_numbers_that_no_slider_can_show_have_their_fields(
+    open_priced: Callable[..., Page],
+) -> None:
+    page = open_priced()
+    trace = page.locator('#filters [data-attribute="trace"]')
+    assert trace.get_by_role("slider", include_hidden=True).count() == 0
+    assert trace.locator(".range input").count() == 2
 
 
 def test_all_but_some_values_are_found_and_back_and_clearing_bring_the_others(

@@ -125,6 +125,25 @@ def test_image_is_replaced_only_after_a_question(page: Page, service_url: str) -
     )  # the one before had 40
 
 
+def test_a_picture_is_sent_once_however_often_add_is_pressed(page: Page) -> None:
+    held, puts = list[Route](), list[str]()
+    page.on("request", lambda sent: puts.append(sent.url) if sent.method == "PUT" else None)
+
+    def hold_first(route: Route) -> None:
+        if held:
+            route.continue_()
+        held.append(route)
+
+    page.route("**/v1/search/batch*", hold_first)
+    page.click("#pick")
+    give(page, "drop", "#picker", {"once.png": photo()})
+    page.get_by_role("button", name="Add 1 picture").click()
+    expect(page.get_by_role("button", name="Adding…")).to_be_disabled()  # before its id is known
+    held[0].continue_()
+    expect(tile(page, "once")).to_be_visible()
+    assert len(puts) == 1
+
+
 def test_busy_service_lets_a_picture_be_sent_again(page: Page, complaints: list[str]) -> None:
     def busy(route: Route) -> None:
         body = json.dumps(
