@@ -57,7 +57,7 @@ class AsyncClient:
 
         Args:
             gallery: Which of the service's galleries is asked; empty: its default one.
-            timeout: Seconds that one try waits: for a connection, and then for the service to go on.
+            timeout: Seconds of each wait of a try: for a connection, and for the service to go on.
             retries: How often a busy service is asked again.
 
         Raises:

@@ -24,8 +24,8 @@ class Retries:
     count: int = 4
     """How often a request is sent again."""
     deadline: float = 120.0
-    """Seconds of a request with all its tries: a wait that would end later does not begin. An answer
-    that comes in by and by is read to its end.
+    """Seconds of a request with all its tries: a wait that would end later does not begin. An
+    answer that comes in by and by is read to its end.
     """
     sleep: Callable[[float], object] | None = field(default=None, repr=False)
     """What waits instead of time.sleep or asyncio.sleep; AsyncClient awaits what it returns."""
