@@ -26,17 +26,6 @@ def test_a_parameter_that_nobody_knows_is_refused_with_the_one_that_was_meant(
     assert said in problem(client.get(path), 422)["detail"]
 
 
-def test_parameters_of_writes_and_searches_are_looked_at_too(live: httpx.Client) -> None:
-    assert (
-        "min_version?"
-        in problem(live.post("v1/search?min_verison=1", json={"text": "a"}), 422)["detail"]
-    )
-    problem(live.delete("v1/gallery/x?missing_ok=1"), 422)
-    problem(
-        live.post("v1/gallery:import?x=1", headers={"content-type": "application/x-ndjson"}), 422
-    )
-
-
 def test_a_field_that_nobody_knows_is_refused_with_the_one_that_was_meant(
     client: httpx.Client,
 ) -> None:

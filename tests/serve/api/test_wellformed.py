@@ -142,6 +142,17 @@ def test_405_names_the_methods_of_all_routes_of_the_path(live: httpx.Client) -> 
     assert live.post("web/app.js").headers["allow"] == "GET, HEAD"
 
 
+def test_parameters_of_writes_and_searches_are_looked_at_too(live: httpx.Client) -> None:
+    assert (
+        "min_version?"
+        in problem(live.post("v1/search?min_verison=1", json={"text": "a"}), 422)["detail"]
+    )
+    problem(live.delete("v1/gallery/x?missing_ok=1"), 422)
+    problem(
+        live.post("v1/gallery:import?x=1", headers={"content-type": "application/x-ndjson"}), 422
+    )
+
+
 @pytest.mark.parametrize("name", ["top_k", "offset", "image_weight", "text_weight"])
 @pytest.mark.parametrize("value", [True, False])
 def test_true_is_no_number(client: httpx.Client, name: str, value: bool) -> None:
