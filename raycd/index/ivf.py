@@ -9,7 +9,7 @@ Shapes: L lists, G images, N of them in a block, D feature size, B queries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import faiss
@@ -106,14 +106,14 @@ class Ivf:
         Where the mask leaves out more than a tenth of all, only lists that hold any of it are
         visited, until FAR times as many are compared.
         """
-        params = self._visiting(self.effort)
+        visited, parts = self.effort, dict[str, Any]()
         if allowed_G is not None:
             count, size = int(np.count_nonzero(allowed_G)), len(allowed_G)
             if count <= FEW:
                 return self.exact(query_BD, k, allowed_G)
-            params.sel = approximate.selector(allowed_G)
+            parts["sel"] = approximate.selector(allowed_G)
             if count >= NEARLY_ALL * size:
-                params.nprobe = min(self.lists, round(self.effort * size / count))
+                visited = min(self.lists, round(self.effort * size / count))
             else:
                 inside_L = np.bincount(self._list_G[allowed_G], minlength=self.lists)
                 holding = int(np.count_nonzero(inside_L))
@@ -121,25 +121,25 @@ class Ivf:
                 # mask holds count / holding of it
                 wanted = FAR * self.effort * size / self.lists
                 # Where they lie in few lists, one may hold more than is wanted
-                params.nprobe = max(1, min(holding, round(wanted * holding / count)))
-                params.quantizer_params = _faiss.SearchParameters(
+                visited = max(1, min(holding, round(wanted * holding / count)))
+                parts["quantizer_params"] = _faiss.SearchParameters(
                     sel=approximate.selector(inside_L > 0)
                 )
         # FAISS gives each thread whole queries (0), or some lists of every query (1).
         self._lists.parallel_mode = int(len(query_BD) < faiss.omp_get_max_threads())
         again = _faiss.IndexRefineSearchParameters(
-            k_factor=self._again(k), base_index_params=self._wrapped(params)
+            k_factor=self._again(k), base_index_params=self._visiting(visited, parts)
         )
         found: Found = self.index.search(query_BD, k, params=again)
         return found
 
-    def _visiting(self, lists: int) -> Any:
-        """Return FAISS's parameters of a search that visits so many lists."""
-        return _faiss.SearchParametersIVF(nprobe=lists)
+    def _visiting(self, lists: int, parts: Mapping[str, Any]) -> Any:
+        """Return FAISS's parameters of a search that visits so many lists.
 
-    def _wrapped(self, params: Any) -> Any:
-        """Return the parameters of the lists as those of what they are in."""
-        return params
+        `parts` are objects in them, given to the constructor, which keeps them: what is set as an
+        attribute, FAISS below 1.14 frees before the search.
+        """
+        return _faiss.SearchParametersIVF(nprobe=lists, **parts)
 
     def _again(self, k: int) -> float:
         """Return how many times k images are compared again."""

@@ -14,6 +14,7 @@ Shapes: L lists, G images, D feature size, B queries.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import faiss
@@ -88,12 +89,8 @@ class Rabitq(Sq8):
         base = _faiss.downcast_index(self.index.base_index)
         return _faiss.downcast_VectorTransform(base.chain.at(0))
 
-    def _visiting(self, lists: int) -> Any:
-        params = _faiss.IVFRaBitQSearchParameters()
-        params.nprobe, params.qb = lists, QUERY_BITS
-        return params
-
-    def _wrapped(self, params: Any) -> Any:
+    def _visiting(self, lists: int, parts: Mapping[str, Any]) -> Any:
+        params = _faiss.IVFRaBitQSearchParameters(nprobe=lists, qb=QUERY_BITS, **parts)
         return _faiss.SearchParametersPreTransform(index_params=params)
 
     def _again(self, k: int) -> float:

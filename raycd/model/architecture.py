@@ -7,12 +7,14 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from raycd import progress
 from raycd.config import EncoderConfig
@@ -134,6 +136,34 @@ def fill(clip: nn.Module, weights: Path) -> None:
     check_weights(
         clip, f"the encoder {weights}", do="take another file, or run the stage again that wrote it"
     )
+
+
+def weights_beside(own: Path) -> Path:
+    """Return the weights of a folder in open_clip's form, whose own name for them is `own`.
+
+    Those of transformers may lie beside them.
+    """
+    prefix, folder = own.name[:9], own.parent
+    found = sorted(
+        folder.glob("*.safetensors"), key=lambda file: (not file.name.startswith(prefix), file)
+    )
+    if found:
+        return found[0]
+    pickled = sorted(file for end in ("bin", "pt", "pth") for file in folder.glob(f"*.{end}"))
+    return next(iter(pickled), own)  # which is refused with what to do
+
+
+def recompute_blocks(visual: nn.Module) -> None:
+    """Let every residual block of a ModifiedResNet recompute its activations in the backward pass.
+
+    open_clip offers gradient checkpointing for transformers only. Batch norms must be in eval mode,
+    or they would count each batch twice. Other image encoders stay as they are.
+    """
+    from open_clip.modified_resnet import Bottleneck
+
+    for block in visual.modules():
+        if isinstance(block, Bottleneck):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def preprocess_of(clip: nn.Module, *known: Mapping[str, Any]) -> Preprocess:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from raycd.model import plugins
 from raycd.model.encoder import Encoder
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -24,9 +25,10 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 def hold_in_bf16(encoder: Encoder) -> None:
     """Cast the weights of a frozen encoder whose precision is bf16; its features stay fp32.
 
-    It cannot be saved afterwards. Encoders that compose by themselves stay as they are.
+    It cannot be saved afterwards. Encoders of other packages stay as they are: autocast alone is
+    right where they compute a part in fp32.
     """
-    if encoder.composes:
+    if plugins.KIND in encoder.model_config:
         return
     for module in encoder.clip.modules():
         if isinstance(module, nn.Linear | nn.MultiheadAttention | Convolution):

@@ -20,7 +20,7 @@ from raycd.model import maps
 from raycd.model.embed import Batch
 from raycd.model.encoder import Encoder
 
-HALF_MAX = float(np.finfo(np.float16).max)
+HALF_MAX = torch.finfo(torch.float16).max
 
 
 class EncodeMaps:
@@ -78,5 +78,10 @@ def half(values: torch.Tensor, what: str) -> NDArray[np.float16]:
             do="take another encoder, or embed.precision fp32; "
             "where stage 1 trained it, lower stage1.lr",
         )
-    found: NDArray[np.float16] = values.clamp(-HALF_MAX, HALF_MAX).half().cpu().numpy()
+    found: NDArray[np.float16] = cut(values).cpu().numpy()
     return found
+
+
+def cut(values: torch.Tensor) -> torch.Tensor:
+    """Return values in float16, cut at its limits."""
+    return values.clamp(-HALF_MAX, HALF_MAX).half()

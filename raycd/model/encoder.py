@@ -16,7 +16,6 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +23,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.checkpoint import checkpoint
 
 from raycd import progress
 from raycd.config import EncoderConfig
@@ -66,10 +64,13 @@ class Encoder(nn.Module):
         self.precision: Arithmetic = "fp32"
         self.images_in_bf16 = False  # casting.py: where images need no autocast
         # Convolutions are several times as fast on CPUs, and faster on GPUs, with channels last;
-        # but the backward pass of timm's FastViT then crashes on CPUs (torch 2.15)
-        timm = isinstance(self.clip.visual, TimmModel)
-        self.memory_format = torch.contiguous_format if timm else torch.channels_last
-        self.clip.visual.to(memory_format=self.memory_format)
+        # but the backward pass of timm's FastViT then crashes on CPUs (torch 2.15), and weights of
+        # Conv3d have no such order
+        visual: Any = self.clip.visual
+        of_videos = any(own.dim() == 5 for own in (*visual.parameters(), *visual.buffers()))
+        as_it_is = of_videos or isinstance(visual, TimmModel)
+        self.memory_format = torch.contiguous_format if as_it_is else torch.channels_last
+        visual.to(memory_format=self.memory_format)
 
     @property
     def dim(self) -> int:
@@ -140,7 +141,7 @@ class Encoder(nn.Module):
             parameter.requires_grad_(wanted and not name.startswith(NOT_OF_FEATURES))
         if grad_checkpointing:
             self.clip.set_grad_checkpointing(True)
-            _recompute_blocks(self.clip.visual)
+            architecture.recompute_blocks(self.clip.visual)
 
     def save(self, folder: Path) -> None:
         """Write what `load_saved` reads into `folder` (created)."""
@@ -239,10 +240,16 @@ def warn_of_padding(loaded: Encoder, config: EncoderConfig, folder: Path) -> Non
 
 
 def _pretrained(config: EncoderConfig) -> Encoder:
-    """Load a tag's weights, or a model of the hub, by open_clip's own factory."""
+    """Load a tag's weights, or a model of the hub, by open_clip's own factory.
+
+    What raycd saved and somebody put on the hub is a folder as others are.
+    """
     import open_clip
 
     try:
+        of_hub = config.name.startswith(HUB)
+        if of_hub and (folder := _saved_on_hub(config.name.removeprefix(HUB))):
+            return _in_folder(folder, config)
         model_config = architecture.model_config(config)
         clip = open_clip.create_model(
             config.name, pretrained=config.pretrained or None, require_pretrained=True
@@ -250,7 +257,7 @@ def _pretrained(config: EncoderConfig) -> Encoder:
     except RaycdError:
         raise
     except Exception as error:  # the hub's clients raise anything
-        if config.name.startswith(HUB):
+        if of_hub:
             raise WeightsError(
                 f"the encoder {config.name} cannot be loaded",
                 got=brief(error),
@@ -267,6 +274,18 @@ def _pretrained(config: EncoderConfig) -> Encoder:
             do="set encoder.pretrained; where there is no network, to a file",
         ) from error
     return _encoder(clip, model_config, config, open_clip.get_model_preprocess_cfg(clip))
+
+
+def _saved_on_hub(name: str) -> Path | None:
+    """Download a model of the hub that raycd saved, of which open_clip does not read all."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        hf_hub_download(name, PREPROCESS)
+    except EntryNotFoundError:
+        return None
+    return Path(snapshot_download(name, ignore_patterns="README.md"))
 
 
 def load_saved(
@@ -309,7 +328,8 @@ def load_saved(
             else None,
         ) from error
     # Of several files of weights in a folder of raycd's, one alone is what was verified
-    architecture.fill(clip, _weights_in(folder) if preprocess is None else folder / WEIGHTS)
+    own = folder / WEIGHTS
+    architecture.fill(clip, architecture.weights_beside(own) if preprocess is None else own)
     if parts is not None:
         return _of(parts if preprocess is None else replace(parts, preprocess=preprocess))
     if preprocess is None:
@@ -344,50 +364,30 @@ def _encoder(
     return Encoder(clip, words, preprocess, model_config).eval()
 
 
-def _weights_in(folder: Path) -> Path:
-    """Return the weights in open_clip's form; those of transformers may lie beside them."""
-    found = sorted(
-        folder.glob("*.safetensors"), key=lambda file: (file.name[:9] != WEIGHTS[:9], file)
-    )
-    if found:
-        return found[0]
-    pickled = sorted(file for end in ("bin", "pt", "pth") for file in folder.glob(f"*.{end}"))
-    return next(iter(pickled), folder / WEIGHTS)  # which is refused with what to do
-
-
 def fold_batch_norms(module: nn.Module) -> None:
     """Fold batch norms into the convolutions before them: the same function in fewer steps.
 
-    `module` is in eval mode and will only answer. Folded are convN and bnN of one module, as CLIP's
-    ResNets name them, and a convolution right before a batch norm in a Sequential. A folded batch
-    norm becomes the identity.
+    `module` is in eval mode and will only answer. Folded are convN and bnN in CLIP's ResNets, and
+    a convolution right before a batch norm in a Sequential. A folded batch norm becomes the
+    identity.
     """
+    from open_clip.modified_resnet import Bottleneck, ModifiedResNet
+
     children = dict(module.named_children())
-    names = list(children)
-    pairs = [(name, name.replace("conv", "bn")) for name in names if name.startswith("conv")]
-    if isinstance(module, nn.Sequential):
-        pairs += list(pairwise(names))
+    names, pairs = list(children), list[tuple[str, str]]()
+    # The same names mean another order in other networks, as in pre-activation ResNets
+    if type(module) in (Bottleneck, ModifiedResNet):
+        pairs = [(name, name.replace("conv", "bn")) for name in names if name.startswith("conv")]
+    elif type(module).forward is nn.Sequential.forward:
+        pairs = list(pairwise(names))
     for convolution, norm in pairs:
         conv, bn = children.get(convolution), children.get(norm)
-        # timm's subclass of BatchNorm2d has an activation in it
-        if isinstance(conv, nn.Conv2d) and type(bn) is nn.BatchNorm2d:
+        # timm has subclasses with more in them: an activation, standardised weights
+        if type(conv) is nn.Conv2d and type(bn) is nn.BatchNorm2d and bn.running_mean is not None:
             setattr(module, convolution, fuse_conv_bn_eval(conv, bn))
             setattr(module, norm, nn.Identity())
     for child in children.values():
         fold_batch_norms(child)
-
-
-def _recompute_blocks(visual: nn.Module) -> None:
-    """Let every residual block of a ModifiedResNet recompute its activations in the backward pass.
-
-    open_clip offers gradient checkpointing for transformers only. Batch norms must be in eval mode,
-    or they would count each batch twice. Other image encoders stay as they are.
-    """
-    from open_clip.modified_resnet import Bottleneck
-
-    for block in visual.modules():
-        if isinstance(block, Bottleneck):
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ from torch import nn
 from raycd.config import EncoderConfig
 from raycd.data.preprocess import Preprocess
 from raycd.errors import ConfigError, WeightsError
+from raycd.model import entries
 
 GROUP = "raycd.encoders"
 BUILT_IN = {"sentence_transformers": "raycd.model.joint"}
@@ -91,7 +91,7 @@ class Plugin(Protocol):
 
 def names() -> list[str]:
     """Return the names of the encoders of other packages, the installed ones and BUILT_IN."""
-    return sorted({*_found(), *BUILT_IN})
+    return sorted({*entries.found(GROUP), *BUILT_IN})
 
 
 def load(config: EncoderConfig) -> Parts:
@@ -122,16 +122,12 @@ def build(model_config: dict[str, Any], files: Mapping[str, bytes], folder: Path
     return Parts(parts.clip, parts.tokenizer, parts.preprocess, model_config)
 
 
-def _found() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
 def _plugin(name: str) -> Plugin:
     plugin: Plugin
     if name in BUILT_IN:
         plugin = import_module(BUILT_IN[name])
         return plugin
-    found = _found()
+    found = entries.found(GROUP)
     if name not in found:
         raise WeightsError(
             "the encoder is of a package that is not installed",
@@ -139,13 +135,5 @@ def _plugin(name: str) -> Plugin:
             expected=f"one of {', '.join(found)}" if found else f"a package with {GROUP}",
             do="install the package that adds it",
         )
-    try:
-        plugin = found[name].load()
-    except (ImportError, AttributeError) as error:
-        raise WeightsError(
-            f"the package of the encoder {name} cannot be imported",
-            got=f"{type(error).__name__}: {error}",
-            expected=found[name].value,
-            do="repair or remove the package",
-        ) from error
+    plugin = entries.load(found[name], "the encoder", WeightsError)
     return plugin

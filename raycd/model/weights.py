@@ -14,9 +14,14 @@ from raycd.errors import WeightsError
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write all weights of a module as safetensors."""
-    weights = module.state_dict().items()
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights}, path)
+    """Write all weights of a module as safetensors; tied ones by each of their names."""
+    weights, seen = dict[str, torch.Tensor](), set[int]()
+    for name, value in module.state_dict().items():
+        own = value.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        weights[name] = own.clone() if place in seen else own  # safetensors refuses shared memory
+        seen.add(place)
+    save_file(weights, path)
 
 
 def broken(tensors: Mapping[str, torch.Tensor]) -> list[str]:

@@ -12,10 +12,12 @@ import binascii
 import json
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from raycd.api.requests import MAX_REFERENCE
 from raycd.errors import DataError
+from raycd.model.embed_maps import cut
 from raycd.search.query import History, Prepared
 
 TEXTS = 8  # that are kept, the last ones
@@ -23,7 +25,6 @@ _VERSION = b"\x01"
 _FINGERPRINT = 12  # hexadecimal digits
 _DIM_AT = len(_VERSION) + _FINGERPRINT // 2
 _START = _DIM_AT + 2
-_MOST = np.finfo(np.float16).max
 
 
 class NoHistory(DataError):
@@ -66,12 +67,12 @@ def pack(history: History, fingerprint: str) -> str:
 
 def _packed(history: History, fingerprint: str) -> str:
     none_D = np.empty(0, np.float32)
-    image_D = np.clip(none_D if history.image_D is None else history.image_D, -_MOST, _MOST)
+    image_D = none_D if history.image_D is None else history.image_D
     parts = (
         _VERSION,
         bytes.fromhex(fingerprint[:_FINGERPRINT]),
         len(image_D).to_bytes(2, "little"),
-        image_D.astype("<f2").tobytes(),
+        cut(torch.from_numpy(image_D)).numpy().astype("<f2").tobytes(),
         json.dumps(history.texts, ensure_ascii=False).encode(),
     )
     return base64.urlsafe_b64encode(b"".join(parts)).decode().rstrip("=")

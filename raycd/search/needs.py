@@ -20,7 +20,7 @@ from raycd.features.map_cache import TOKEN_MASK
 from raycd.gallery.state import Image
 from raycd.gallery.view import View
 from raycd.model import maps
-from raycd.model.embed_maps import HALF_MAX
+from raycd.model.embed_maps import cut
 from raycd.model.fusion.head import WORDS
 from raycd.model.maps import Extra
 
@@ -112,4 +112,4 @@ def _same(image: Image, own: View, position: int) -> bool:
 
 def _kept(value: torch.Tensor) -> torch.Tensor:
     """Return what a cache would keep of it: numbers of float16, cut at its limits."""
-    return value.clamp(-HALF_MAX, HALF_MAX).half().float().cpu()
+    return cut(value).float().cpu()

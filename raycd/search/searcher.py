@@ -39,6 +39,7 @@ from raycd.errors import DataError
 from raycd.gallery.state import State
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
+from raycd.model import precision
 from raycd.model.fusion import joint
 from raycd.model.fusion.head import WORDS
 from raycd.model.maps import TOKENS, Extra
@@ -86,6 +87,7 @@ class Searcher:
 
     Args:
         threads: Threads of torch, for the whole process, and of FAISS; 0 leaves both as they are.
+        device: Where it computes, in fp32; on a GPU, from then on the process has no TF32 of cuDNN.
         text_cache: Texts whose features are kept.
 
     Attributes:
@@ -110,6 +112,7 @@ class Searcher:
         self.bundle = bundle
         self.own = View.of(bundle.index, Gallery(bundle.gallery))
         self.view: State = self.own
+        precision.use("fp32", torch.device(device))
         self._encoder = bundle.encoder.to(device).eval()
         self._head = bundle.head.to(device).eval()
         self._joint = bundle.head_config.name == joint.NAME and bundle.encoder.composes

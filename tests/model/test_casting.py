@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from raycd.config import EncoderConfig
+from raycd.model import encoder as encoders
 from raycd.model import precision
 from raycd.model.embed import frozen
 from raycd.model.encoder import Encoder
 from raycd.model.maps import encode_images
 from tests.families import families, new, write_tokenizer
+from tests.packages import TOY, install
 
 TEXTS = [
     f"is {colour} and has long sleeves" for colour in ("red", "blue", "green", "dark", "light")
@@ -105,6 +109,28 @@ def test_maps_are_read_of_held_weights_too(trained: Callable[[str], Encoder]) ->
     for need in ("map", "middle"):
         assert found[need].dtype == torch.float32
         torch.testing.assert_close(found[need], exact[need], rtol=0.05, atol=0.05)
+
+
+def test_an_encoder_of_another_package_computes_in_fp32_what_it_will(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = "self.visual(images.mean(dim=(2, 3)))"
+    code = TOY.replace(
+        f"        return {tower}",
+        f"""
+        with torch.autocast(images.device.type, enabled=False):
+            return {tower.replace("images", "images.float()")}""",
+    )
+    points = "[raycd.encoders]\nexact = exact_encoder\n"
+    install(monkeypatch, tmp_path, "exact_encoder", code, points)
+    encoder = encoders.load(EncoderConfig(name="exact", pretrained="3"))
+    pixels = torch.randint(0, 256, (2, *encoder.preprocess.size, 3), dtype=torch.uint8)
+    tokens = encoder.tokenize(TEXTS)
+    with torch.inference_mode():
+        exact = encoder.encode_images(pixels), encoder.encode_tokens(tokens)
+        held = frozen(encoder, "bf16", "cpu")
+        assert torch.equal(held.encode_images(pixels), exact[0])
+        assert 0 < error(held.encode_tokens(tokens), exact[1]) < 0.015  # by autocast
 
 
 def test_auto_is_fp32_on_a_cpu_and_leaves_what_was_chosen() -> None:

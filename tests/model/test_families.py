@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,40 @@ def test_settings_that_a_saved_folder_does_not_follow_are_said_to_change_nothing
         assert capsys.readouterr().err == ""
         encoders.load(EncoderConfig.model_validate(asked | {"configs": str(tmp_path)}))
         assert "encoder.configs changes nothing" in capsys.readouterr().err
+
+
+@pytest.fixture
+def on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder that the hub's clients read as they have downloaded it: me/mine."""
+    commit = 40 * "a"
+    (folder := tmp_path / f"models--me--mine/snapshots/{commit}").mkdir(parents=True)
+    (reference := tmp_path / "models--me--mine/refs/main").parent.mkdir()
+    reference.write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return folder
+
+
+def test_what_raycd_saved_is_of_the_hub_what_it_is_of_a_folder(
+    member: Callable[[str], Encoder], on_the_hub: Path
+) -> None:
+    encoder = member("SigLIP2")
+    encoder.preprocess = replace(encoder.preprocess.with_target_pad(1.25), reduced=True)
+    encoder.save(on_the_hub)
+    loaded = encoders.load(EncoderConfig(name="hf-hub:me/mine", pretrained="ignored"))
+    assert loaded.preprocess == encoder.preprocess
+    assert loaded.fingerprint() == encoder.fingerprint()
+
+
+def test_what_others_saved_is_loaded_from_the_hub_by_open_clip(
+    member: Callable[[str], Encoder], on_the_hub: Path
+) -> None:
+    encoder = member("CLIP ViT")
+    encoder.save(on_the_hub)
+    (on_the_hub / PREPROCESS).unlink()
+    loaded = encoders.load(EncoderConfig(name="hf-hub:me/mine", target_pad=1.5))
+    assert loaded.preprocess == encoder.preprocess.with_target_pad(1.5)
+    assert loaded.model_config == encoder.model_config
 
 
 def test_settings_from_before_there_was_a_choice_still_pad() -> None:

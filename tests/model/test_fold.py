@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -38,3 +39,55 @@ def test_a_batch_norm_that_follows_no_convolution_stays() -> None:
     ).eval()
     fold_batch_norms(module)
     assert sum(isinstance(part, nn.BatchNorm2d) for part in module) == 2
+
+
+class PreActivation(nn.Module):
+    """A block with the names of CLIP's ResNets, in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+        self.bn2, self.conv2 = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        between = self.conv1(self.bn1(images).relu())
+        found: torch.Tensor = images + self.conv2(self.bn2(between).relu())
+        return found
+
+
+class Backwards(nn.Sequential):
+    """A Sequential that is none."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        for part in reversed(self):
+            images = part(images)
+        return images
+
+
+class Centred(nn.Conv2d):
+    """A convolution with more in it."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images - images.mean())
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        PreActivation(),
+        Backwards(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)),
+        nn.Sequential(Centred(3, 3, 1), nn.BatchNorm2d(3)),
+        nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_what_only_looks_like_a_convolution_and_its_batch_norm_keeps_its_features(
+    module: nn.Module,
+) -> None:
+    for part in module.eval().modules():
+        if isinstance(part, nn.BatchNorm2d) and part.running_mean is not None:
+            part.running_mean.normal_()
+    images = torch.randn(2, 3, 4, 4)
+    before = module(images)
+    fold_batch_norms(module)
+    torch.testing.assert_close(module(images), before)

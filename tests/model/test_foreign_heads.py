@@ -126,12 +126,13 @@ def test_our_own_heads_come_before_those_of_the_same_name(install: Install) -> N
     [
         (
             "1 / 0",
-            r"cannot be loaded\n.*ZeroDivisionError(.|\n)*function broken:build of broken 1.2",
+            r"cannot be loaded\n.*ZeroDivisionError(.|\n)*expected: broken:build of broken 1.2",
         ),
         ("", r"cannot be loaded\n.*AttributeError"),
         ("def build(config): ...", r"of which class it is(.|\n)*annotate its function"),
         ("def build(config) -> int: ...", r"of which class it is\n.*returns <class 'int'>"),
         ("def build(config) -> 'Nobody': ...", r"of which class it is"),
+        ("def build(config) -> 'int.Nobody': ...", r"of which class it is"),
     ],
 )
 def test_a_broken_head_of_another_package_is_one_clear_error(
@@ -146,5 +147,31 @@ def test_a_broken_head_of_another_package_is_one_clear_error(
 @pytest.mark.usefixtures("gated_sum")
 def test_two_packages_with_a_head_of_the_same_name_are_told_apart(install: Install) -> None:
     install("second", example("python"), "gated_sum = second:build")
-    with pytest.raises(ConfigError, match=r"several packages add a head gated_sum\n.*second:build"):
+    with pytest.raises(
+        ConfigError, match=r"several packages add the head gated_sum\n.*second:build"
+    ):
         new_head(settings("gated_sum"), D)
+
+
+def test_a_head_may_import_its_configuration_for_type_checkers_alone(install: Install) -> None:
+    known = "from raycd.model.fusion import Head, HeadConfig\n"
+    guarded = (
+        "from typing import TYPE_CHECKING\nfrom raycd.model.fusion import Head\n"
+        "if TYPE_CHECKING:\n    from raycd.model.fusion import HeadConfig\n"
+    )
+    code = f"from __future__ import annotations\n{example('python').replace(known, guarded)}"
+    assert guarded in code
+    install("guarded", code, "guarded = guarded:build")
+    assert fusion.head_class("guarded").__name__ == "GatedSum"
+    assert new_head(settings("guarded"), D)[0](torch.ones(1, D), torch.ones(1, D)).shape == (1, D)
+
+
+def test_a_head_of_tied_weights_is_saved_and_loaded(tmp_path: Path, install: Install) -> None:
+    layer = "self.gate = nn.Linear(2 * config.dim, config.dim)"
+    code = example("python").replace(layer, f"{layer}\n        self.same = self.gate")
+    install("tied", code, "tied = tied:build")
+    head, config = new_head(settings("tied"), D)
+    fusion.save(head, config, tmp_path)
+    loaded, _ = fusion.load(tmp_path)
+    given = torch.rand(3, D), torch.rand(3, D)
+    assert torch.equal(loaded(*given), head(*given))

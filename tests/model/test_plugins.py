@@ -14,6 +14,16 @@ from raycd.model import encoder as encoders
 from raycd.model.encoder import load_saved
 from tests.packages import TOY, install
 
+FRAMES = """
+
+class Frames(nn.Conv3d):
+    def __init__(self):
+        super().__init__(3, 6, 1)
+
+    def forward(self, images):
+        return super().forward(images[:, :, None]).mean(dim=(2, 3, 4))
+"""
+
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -94,8 +104,43 @@ def test_a_saved_encoder_whose_package_is_gone_says_so(
 
 
 def test_a_package_that_cannot_be_imported_is_named(installed: Path) -> None:
-    with pytest.raises(WeightsError, match="package of the encoder broken cannot be imported"):
+    with pytest.raises(WeightsError, match=r"encoder broken cannot be loaded(.|\n)*of toy_encoder"):
         encoders.load(EncoderConfig(name="broken"))
+
+
+def test_a_package_whose_code_fails_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = "[raycd.encoders]\nfailing = failing_encoder\n"
+    install(monkeypatch, tmp_path / "site", "failing_encoder", "1 / 0", points)
+    with pytest.raises(WeightsError, match=r"failing cannot be loaded\n.*ZeroDivisionError"):
+        encoders.load(EncoderConfig(name="failing"))
+
+
+def test_two_packages_with_an_encoder_of_the_same_name_are_told_apart(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = "[raycd.encoders]\ntoy = second_encoder\n"
+    install(monkeypatch, tmp_path / "second", "second_encoder", TOY, points)
+    with pytest.raises(WeightsError, match=r"several packages add the encoder toy\n.*second_enc"):
+        encoders.load(EncoderConfig(name="toy", pretrained="3"))
+
+
+def test_an_encoder_of_tied_weights_and_a_conv3d_is_saved_and_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = "self.visual, self.text = Frames(), nn.Linear(4, dim)\n        self.tied = self.text"
+    code = TOY.replace("self.visual, self.text = nn.Linear(3, dim), nn.Linear(4, dim)", layers)
+    code = code.replace("self.visual(images.mean(dim=(2, 3)))", "self.visual(images)") + FRAMES
+    points = "[raycd.encoders]\ntied = tied_encoder\n"
+    install(monkeypatch, tmp_path / "site", "tied_encoder", code, points)
+    encoder = encoders.load(EncoderConfig(name="tied", pretrained="3"))
+    encoder.save(tmp_path / "saved")
+    again = load_saved(tmp_path / "saved")
+    assert again.clip.tied is again.clip.text
+    assert again.fingerprint() == encoder.fingerprint()
+    pixels = again.preprocess(Image.new("RGB", (40, 9), "red"))[None]
+    assert torch.equal(again.encode_images(pixels), encoder.encode_images(pixels))
 
 
 def test_a_slip_in_the_name_is_told_the_packages_encoders_too(installed: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -258,3 +259,14 @@ def test_long_texts_are_cut_and_marked(searcher: Searcher, tiny_bundle: Any) -> 
 def test_impossible_queries_are_refused(searcher: Searcher, query: Query, message: str) -> None:
     with pytest.raises(DataError, match=message):
         searcher.search([query])
+
+
+def test_a_searcher_on_a_gpu_computes_without_tf32(tiny_bundle: Any) -> None:
+    cudnn: Any = torch.backends.cudnn
+    assert cudnn.allow_tf32
+    try:
+        with suppress(RuntimeError, AssertionError):  # where there is no GPU
+            Searcher(bundle.load(tiny_bundle.folder), device="cuda")
+        assert not cudnn.allow_tf32
+    finally:
+        cudnn.allow_tf32 = True

@@ -116,7 +116,9 @@ class Head(nn.Module):
     ) -> torch.Tensor:
         """Return scores (B, N) of gallery images for each query, greater is better.
 
-        They are added to the cosines of the first candidates (`raycd.evaluate.rerank`). Only heads
-        whose `reranks` is true have it.
+        Reference and text are un-normalised, as everywhere in a head; candidates are of length 1,
+        as an index keeps them, where `HeadBatch.target_BD` is un-normalised: normalise that where
+        both go through the same layers. Scores are added to the cosines of the first candidates
+        (`raycd.evaluate.rerank`). Only heads whose `reranks` is true have it.
         """
         raise NotImplementedError(f"{type(self).__name__} re-ranks nothing")

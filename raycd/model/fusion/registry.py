@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from inspect import unwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 from safetensors import SafetensorError
@@ -17,8 +20,16 @@ from torch import nn
 
 from raycd.config import Stage2Config
 from raycd.errors import ConfigError, WeightsError, brief
+from raycd.model import entries
 from raycd.model.fusion.head import Head
 from raycd.model.weights import check_weights, save_weights
+
+if sys.version_info >= (3, 14):  # where names are looked up only then
+    import annotationlib
+
+    _annotations = partial(annotationlib.get_annotations, format=annotationlib.Format.FORWARDREF)
+else:
+    from inspect import get_annotations as _annotations
 
 GROUP = "raycd.heads"  # of entry points: name = "module:build"
 WEIGHTS, SETTINGS = "head.safetensors", "head.json"
@@ -98,7 +109,7 @@ HEADS = (  # each is a file in this folder with a function `build`
 
 def names() -> list[str]:
     """Return the names of the heads: our own, then those of other packages."""
-    return [*HEADS, *(name for name in sorted(_foreign()) if name not in HEADS)]
+    return [*HEADS, *(name for name in sorted(entries.found(GROUP)) if name not in HEADS)]
 
 
 def head_class(name: str) -> type[Head]:
@@ -108,8 +119,8 @@ def head_class(name: str) -> type[Head]:
     """
     build = _build(name)
     try:
-        made = get_type_hints(build).get("return")
-    except (NameError, TypeError) as error:
+        made = _returned(build)
+    except Exception as error:  # of the other package's annotation
         made = error
     if not (isinstance(made, type) and issubclass(made, Head)):
         raise ConfigError(
@@ -119,6 +130,15 @@ def head_class(name: str) -> type[Head]:
             do="annotate its function: def build(config: HeadConfig) -> MyHead",
         )
     return made
+
+
+def _returned(build: Build) -> object:
+    """Return what a function is annotated to return.
+
+    Its arguments' types may be unknown here: a package may import HeadConfig for type checkers.
+    """
+    own = SimpleNamespace(__annotations__={"return": _annotations(build).get("return", Any)})
+    return get_type_hints(own, globalns=getattr(unwrap(build), "__globals__", {}))["return"]
 
 
 def create(config: HeadConfig) -> Head:
@@ -143,7 +163,7 @@ def _build(name: str) -> Build:
     if name in HEADS:
         own: Build = import_module(f"{__package__}.{name}").build
         return own
-    found = _foreign().get(name, [])
+    found = entries.found(GROUP).get(name)
     if not found:
         known = names()
         near = difflib.get_close_matches(name, known, n=1)
@@ -153,36 +173,8 @@ def _build(name: str) -> Build:
             expected=f"one of {', '.join(known)}",
             do=f"did you mean {near[0]}?" if near else None,
         )
-    if len(found) > 1:
-        raise ConfigError(
-            f"several packages add a head {name}",
-            got=", ".join(_described(point) for point in found),
-            expected="one of them",
-            do="uninstall the others",
-        )
-    try:
-        foreign: Build = found[0].load()
-    except Exception as error:  # of the other package's code
-        raise ConfigError(
-            f"the head {name} cannot be loaded",
-            got=brief(error),
-            expected=f"the function {_described(found[0])}",
-            do="fix or uninstall that package",
-        ) from error
+    foreign: Build = entries.load(found, "the head", ConfigError)
     return foreign
-
-
-def _foreign() -> dict[str, list[EntryPoint]]:
-    """Return what installed packages add in the entry point group `GROUP`, by name."""
-    found: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=GROUP):
-        found.setdefault(point.name, []).append(point)
-    return found
-
-
-def _described(point: EntryPoint) -> str:
-    package = f" of {point.dist.name} {point.dist.version}" if point.dist else ""
-    return f"{point.value}{package}"
 
 
 def save(head: nn.Module, config: HeadConfig, folder: Path) -> None:
