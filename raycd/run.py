@@ -29,7 +29,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from raycd import extras, progress, scratch, stores
 from raycd.durable import held_alone, remove_halves, replace_file, replace_folder
-from raycd.errors import RunError
+from raycd.errors import RunError, brief
 from raycd.redact import json_without_passwords, without_passwords
 from raycd.stores import Doing, lease
 from raycd.stores.lease import FolderLease
@@ -87,8 +87,6 @@ class Run:
 
     def _ask(self, question: Callable[[], Answer], doing: Doing = "reading") -> Answer:
         """Ask a store with patience; its errors, of whatever library, are RunErrors."""
-        if self.is_local:
-            return question()
         return stores.ask(self.root, question, doing=doing, kind=RunError)
 
     def _write(self, question: Callable[[], Answer]) -> Answer:
@@ -198,7 +196,7 @@ class Run:
             record = {"stage": stage, "fingerprint": fingerprint, "seconds": seconds}
             record_json = json.dumps(record | about | writing.record, indent=1, default=str)
             (folder / RECORD).write_text(record_json, encoding="utf-8")
-        self.discard_leftovers(UNFINISHED, stage)
+        self.discard_leftovers(UNFINISHED, f"{stage}-*")
 
     @contextmanager
     def _fresh(self, stage: str, shared: str) -> Iterator[Path]:
@@ -254,23 +252,23 @@ class Run:
 
         self._write(remove)
 
-    def discard_leftovers(self, folder: str, stage: str) -> None:
-        """Remove what a folder has of a stage that is whole; go on where a store refuses that."""
+    def discard_leftovers(self, folder: str, own: str) -> None:
+        """Remove what a folder has of a stage that is whole, by the glob pattern `own`.
+
+        Where that fails, warn and go on.
+        """
         try:
             for hidden in ("", "."):  # what was being written when a worker was killed
-                self.discard(f"{folder}/{hidden}{stage}-*")
-        except RunError as error:
-            progress.say(f"warning: {self.path(folder, stage)}-* is left over: {error.what}")
+                self.discard(f"{folder}/{hidden}{own}")
+        except (OSError, RunError) as error:
+            why = error.what if isinstance(error, RunError) else brief(error)
+            progress.say(f"warning: {self.path(folder, own)} is left over: {why}")
 
     def names(self, folder: str) -> list[str]:
         """Return the sorted names in a folder of the run; none where it is absent."""
         path = posixpath.join(self._path, folder)
-        try:
-            found = self._ask(partial(self._fs.ls, path, detail=False, refresh=True))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        names = (posixpath.basename(str(path).rstrip("/")) for path in found)
-        return sorted(name for name in names if not name.startswith("."))
+        found = stores.names(self.root, self._fs, path, kind=RunError)
+        return [name for name in found if not name.startswith(".")]
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the run; None where it is absent. Raises RunError if malformed."""

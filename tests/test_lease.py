@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from s3fs import S3FileSystem
 
 from raycd.errors import RaycdError, RunError
@@ -338,3 +339,11 @@ def test_a_lease_in_a_bucket_that_is_not_there_is_an_error(s3: dict[str, str]) -
         alone("s3://no-such/run", RunError),
     ):
         pass
+
+
+def test_a_lease_on_a_store_of_real_folders_makes_its_own(tmp_path: Path) -> None:
+    store, path = LocalFileSystem(auto_mkdir=False), str(tmp_path / "runs" / "one")
+    held = FolderLease(store, path, f"sftp://host{path}")
+    held.take(RunError, print)
+    held.renew()
+    assert [each.name for each in Path(path, lease.FOLDER).iterdir()] == ["00000001.json"]

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -125,6 +126,21 @@ def test_what_is_discarded_is_found_whatever_the_folder_is_called(tmp_path: Path
     run.write_bytes(f"{UNFINISHED}/mine-1/part-0", b"shard")
     run.discard(f"{UNFINISHED}/embed-*")
     assert run.names(UNFINISHED) == ["mine-1"]
+
+
+def test_a_stage_is_whole_where_what_is_left_over_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stale(path: str, recursive: bool) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
+
+    run = Run(str(tmp_path), IDENTITY)
+    monkeypatch.setattr(run._fs, "rm", stale)
+    with run.writing("mine", "abc") as writing:
+        Path(writing.shared).mkdir(parents=True)
+    assert (run.record("mine") or {})["fingerprint"] == "abc"
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: {tmp_path}/{UNFINISHED}/mine-* is left over: OSError: ")
 
 
 def test_the_same_identity_opens_a_run_again(root: str) -> None:

@@ -30,7 +30,6 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from raycd import stores
-from raycd.data.folder import is_local
 from raycd.durable import replace_file
 from raycd.errors import DataError
 from raycd.run import open_uri
@@ -99,12 +98,7 @@ def begin(uri: str, plan: ShardPlan) -> None:
 
 def parts(uri: str) -> dict[int, str]:
     """Return number -> path or URI of the shards that are there, in their order."""
-    file_system, path = open_uri(uri)
-    try:
-        listed = ask(uri, lambda: file_system.ls(path, detail=False))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    names = sorted(posixpath.basename(str(each).rstrip("/")) for each in listed)
+    names = stores.names(uri, *open_uri(uri))
     found = {int(match[1]): each for each in names if (match := _PART.fullmatch(each))}
     return {number: posixpath.join(uri, found[number]) for number in sorted(found)}
 
@@ -151,5 +145,5 @@ def write_file(uri: str, content: bytes | memoryview | Path) -> None:
 
 
 def ask(uri: str, question: Callable[[], Answer], doing: Doing = "reading") -> Answer:
-    """Ask a store with patience (`stores.ask`), the local disk once."""
-    return question() if is_local(uri) else stores.ask(uri, question, doing=doing)
+    """Ask a store with patience, the local disk once (`stores.ask`)."""
+    return stores.ask(uri, question, doing=doing)

@@ -311,9 +311,9 @@ class _Pipeline:
         if record and is_current and not beginning.has_other_source(record, self.config):
             progress.say(f"{stage.name}: done before, in {progress.duration(record['seconds'])}")
             if any(name.startswith(f"{stage.name}-") for name in self._left[UNFINISHED]):
-                self.folder.discard_leftovers(UNFINISHED, stage.name)
+                self.folder.discard_leftovers(UNFINISHED, f"{stage.name}-*")
             if (own := record.get(training.CHECKPOINTS)) in self._left[training.STORAGE]:
-                self.folder.discard(f"{training.STORAGE}/{own}")
+                self.folder.discard_leftovers(training.STORAGE, own)
             return
         if stage.name not in _WITHOUT_RAY:
             self._stack.enter_context(cluster.connected(self.config.compute))
@@ -336,7 +336,7 @@ class _Pipeline:
                 self.folder.writing(stage.name, wanted, **about) as writing,
             ):
                 stage.work(self.context, writing)
-            self.folder.discard_leftovers(training.STORAGE, stage.name)  # checkpoints
+            self.folder.discard_leftovers(training.STORAGE, f"{stage.name}-*")  # checkpoints
             record = recorded(self.folder, stage.name)
             tracked.log_metrics({n: record[n] for n in _MEASURED if n in record})
         self.done.append(stage.name)

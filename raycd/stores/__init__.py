@@ -7,6 +7,7 @@ that is an error that names the store: only what a store says is absent counts a
 from __future__ import annotations
 
 import errno
+import posixpath
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -81,6 +82,20 @@ def make_folder(store: AbstractFileSystem, path: str) -> None:
         store.makedirs(path, exist_ok=True)
 
 
+def names(
+    uri: str, store: AbstractFileSystem, path: str, *, kind: type[RaycdError] = DataError
+) -> list[str]:
+    """Return the sorted names in the folder `path` of the store of `uri`; none where it is absent.
+
+    Raises as `ask`.
+    """
+    try:
+        found = ask(uri, partial(store.ls, path, detail=False, refresh=True), kind=kind)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(posixpath.basename(str(each).rstrip("/")) for each in found)
+
+
 def ask(
     uri: str,
     question: Callable[[], Answer],
@@ -90,6 +105,8 @@ def ask(
     kind: type[RaycdError] = DataError,
 ) -> Answer:
     """Return what `question()` returns, retried while the store of `uri` is busy or unreachable.
+
+    Of a local path it is asked once, and what it raises is raised as it is.
 
     The waits double from half a second; Retry-After is honoured up to LONGEST_WAIT. After PATIENCE
     there is no other try, and a single one unless `patient`. A question that writes may be asked
@@ -102,6 +119,8 @@ def ask(
             answer, or cannot be asked at all.
         OSError: The disk of this machine is full, or a path on it may not be read or written.
     """
+    if "://" not in uri:
+        return question()
     waits, began = WAITS if patient else (), time.monotonic()
     for made in range(len(waits) + 1):
         try:

@@ -58,6 +58,8 @@ class FolderLease:
 
         Raises what `refused` makes of a holder that lives, or RaycdError where the store fails.
         """
+        make = partial(stores.make_folder, self._store, self._folder)
+        stores.ask(self._uri, make, doing="writing")
         watched, until = None, 0.0
         while True:
             asked = time.monotonic()  # before: this process may be asleep after the answer

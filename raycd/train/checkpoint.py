@@ -91,10 +91,13 @@ class TrainingState:
             for key, value in self.optimizer.items():
                 number, name = key.split(".", 1)
                 like = parameters[int(number)]
-                if value.shape == like.shape:
-                    # Fused optimizers take a moment for laid out as its parameter (channels last)
-                    value = torch.empty_like(like, dtype=value.dtype).copy_(value)
-                state.setdefault(int(number), {})[name] = value
+                # Fused optimizers take a moment for laid out as its parameter (channels last).
+                # Copied in any case: what was read keeps its file mapped
+                state.setdefault(int(number), {})[name] = (
+                    torch.empty_like(like, dtype=value.dtype).copy_(value)
+                    if value.shape == like.shape
+                    else value.clone()
+                )
             optimizer.load_state_dict(
                 {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
             )

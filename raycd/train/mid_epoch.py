@@ -81,10 +81,11 @@ class MidEpoch:
     def read(cls, path: Path) -> MidEpoch:
         """Read what `write` has written. Raises OSError, SafetensorError, KeyError, ValueError."""
         with safe_open(path, "pt") as file:
-            measured_WB2 = file.get_tensor("measured")
+            # Copies, for what is read keeps its file mapped
+            measured_WB2 = file.get_tensor("measured").clone()
             random: list[dict[str, torch.Tensor]] = [{} for _ in measured_WB2]
             for key in file.keys():  # noqa: SIM118  (it is no mapping)
                 name, _, worker = key.partition(".")
                 if worker:
-                    random[int(worker)][name] = file.get_tensor(key)
+                    random[int(worker)][name] = file.get_tensor(key).clone()
             return cls(measured_WB2, float(file.metadata()["seconds"]), random)

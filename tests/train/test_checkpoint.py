@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,22 @@ def test_copies_from_a_gpu_are_in_order_without_being_read_before_they_are_there
     assert copies.used == []
     assert state.weights["weight"].is_contiguous()
     assert torch.equal(state.weights["weight"], module.weight)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_what_was_filled_keeps_no_file_of_the_checkpoint_mapped(tmp_path: Path) -> None:
+    module, other = network(), network(seed=1)
+    optimizer, restored = (OPTIMIZERS["adam"](one) for one in (module, other))
+    step(module, optimizer, 0)
+    mid_epoch = MidEpoch.gathered([torch.ones(2)], 1.0)
+    TrainingState.of(module, optimizer, ENTRIES, mid_epoch).write(tmp_path)
+    state = TrainingState.read(tmp_path)
+    assert str(tmp_path / WEIGHTS) in Path("/proc/self/maps").read_text()
+    state.fill(other, restored)
+    kept = state.mid_epoch
+    del state
+    assert kept is not None
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 def test_parameters_that_do_not_train_have_no_state(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def names(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _watch(run: MlflowRun, seconds: float, ended: threading.Event) -> None:
-    step, silent, is_away = 0, set[str](), False
+    silent, is_away = set[str](), False
     with httpx.Client(timeout=TIMEOUT, trust_env=False) as http:
         while not ended.wait(seconds):
             found: dict[str, Any] = {}
@@ -99,9 +99,8 @@ def _watch(run: MlflowRun, seconds: float, ended: threading.Event) -> None:
                 # A Ray of this job's own is one machine, which needs no name.
                 found |= {name: measured} if local_ray.address() else measured
             try:
-                run.log_machines(found, step)
+                run.log_machines(found)
             except TrackingError as error:
                 if not is_away:
                     progress.say(f"warning: {error.what}: system metrics are left out meanwhile")
                 is_away = True
-            step += 1

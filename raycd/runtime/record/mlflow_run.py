@@ -26,6 +26,7 @@ class MlflowRun:
         self.run_id = run_id
         self._epochs: set[int] = set()  # logged before
         self._step = 0  # the last one logged
+        self._machine_step = -1  # the last one of machines
         if continued:
             self._read_logged()
 
@@ -68,11 +69,14 @@ class MlflowRun:
         self._log_epochs(epochs, CALLS)
 
     def log_training(
-        self, epochs: Iterable[Mapping[str, Any]], steps: Mapping[int, Mapping[str, float]]
+        self,
+        epochs: Iterable[Mapping[str, Any]],
+        steps: Mapping[int, Mapping[str, float]],
+        tags: Mapping[str, str],
     ) -> None:
         """Log what a running training has measured, without patience: epochs, and step/loss etc.
 
-        What the run has already is left out.
+        What the run has already is left out, but for tags.
         """
         self._log_epochs(epochs, PROBE)
         measured = [
@@ -81,13 +85,17 @@ class MlflowRun:
             if step > self._step
             for name, value in _numbers(values)
         ]
-        self._log(measured, limits=PROBE)
+        self._log(measured, tags, limits=PROBE)
         self._step = max([self._step, *steps])
 
-    def log_machines(self, machines: Mapping[str, Any], step: int) -> None:
-        """Log MLflow's system metrics, without patience: system/cpu_utilization_percentage etc."""
+    def log_machines(self, machines: Mapping[str, Any]) -> None:
+        """Log MLflow's system metrics, without patience: system/cpu_utilization_percentage etc.
+
+        Each call is a step after the one before.
+        """
+        self._machine_step += 1
         named = _numbers({"system": machines})
-        self._log([(name, value, step) for name, value in named], limits=PROBE)
+        self._log([(name, value, self._machine_step) for name, value in named], limits=PROBE)
 
     def _read_logged(self) -> None:
         """Read which epochs and steps the run has, so that none is logged twice."""
@@ -97,7 +105,11 @@ class MlflowRun:
             of = partial(self._store.client.get_metric_history, self.run_id)
             for name in ("loss", "pseudo/loss"):
                 self._epochs |= {metric.step for metric in of(name)}
-            self._step = max([0, *(metric.step for metric in of("step/loss"))])
+            newest = self._store.client.get_run(self.run_id).to_proto().data.metrics
+            steps = {metric.key: int(metric.step) for metric in newest}
+            self._step = steps.get("step/loss", 0)
+            own = (step for name, step in steps.items() if name.startswith("system/"))
+            self._machine_step = max(own, default=-1)
 
     def _log_epochs(self, epochs: Iterable[Mapping[str, Any]], limits: Mapping[str, str]) -> None:
         new = [epoch for epoch in epochs if int(epoch["epoch"]) not in self._epochs]

@@ -3,7 +3,7 @@
 They are raycd's own and not Ray Train's, whose list of checkpoints is rewritten in place (a full
 disk or a kill at that moment makes the whole training unreadable), and whose uploads in the
 background end the training where they fail. Here a checkpoint is whole or absent: a local folder is
-renamed when it is on the disk; in a bucket its history comes last.
+renamed when it is on the disk, and before it is removed; in a bucket its history comes last.
 
     epoch-0003              three epochs are done
     epoch-0003-step-000120  and 120 batches of the fourth
@@ -15,6 +15,7 @@ import json
 import posixpath
 import re
 import shutil
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from raycd import scratch, stores
-from raycd.durable import remove_halves, replace_folder
+from raycd.durable import WRITING, remove_halves, replace_folder
 from raycd.errors import RunError, WeightsError, brief
 from raycd.run import local_copy, open_uri
 from raycd.train.checkpoint import HISTORY, MID_EPOCH, TrainingState, read_history
@@ -66,9 +67,8 @@ class Checkpoints:
     def names(self) -> list[str]:
         """Return the names of the checkpoints, the newest first."""
         found = [name for name in self._listed() if _OURS.fullmatch(name) or _RAYS.fullmatch(name)]
-        if not self._is_local:  # what is written or removed there is there by halves meanwhile
-            found = [name for name in found if self._is_whole(name)]
-        return sorted(found, reverse=True)
+        # What is written or removed in a bucket is there by halves meanwhile
+        return sorted((name for name in found if self._is_whole(name)), reverse=True)
 
     def read(self, name: str) -> TrainingState:
         """Read a checkpoint. Raises WeightsError where it is damaged."""
@@ -135,7 +135,7 @@ class Checkpoints:
         return history, best, local_copy(self._uri(kept[best]), scratch.new_folder())
 
     def remove_halves(self) -> None:
-        """Remove what a process has left that was killed while it wrote a checkpoint.
+        """Remove what a process has left that was killed while it wrote or removed a checkpoint.
 
         One that it had put aside for another of the same name comes back where that one is absent.
         """
@@ -170,7 +170,10 @@ class Checkpoints:
 
     def _remove(self, name: str) -> None:
         if self._is_local:
-            shutil.rmtree(Path(self._path, name), ignore_errors=True)
+            # Renamed first: a kill, or a file that is open (NFS), leaves no half of a checkpoint
+            gone = Path(self._path, f".{name}.{uuid.uuid4().hex}{WRITING}")
+            Path(self._path, name).rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
             return
         path = posixpath.join(self._path, name)
 
@@ -194,13 +197,7 @@ class Checkpoints:
         return posixpath.join(self.uri, *parts)
 
     def _listed(self) -> list[str]:
-        try:
-            found = self._ask(partial(self._fs.ls, self._path, detail=False, refresh=True))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return [posixpath.basename(str(path).rstrip("/")) for path in found]
+        return stores.names(self.uri, self._fs, self._path, kind=RunError)
 
     def _ask(self, question: Callable[[], Answer], doing: stores.Doing = "reading") -> Answer:
-        if self._is_local:
-            return question()
         return stores.ask(self.uri, question, doing=doing, kind=RunError)

@@ -1,7 +1,6 @@
 """What went wrong in a training and where it went on, told as it happens and kept with its stage.
 
-A failure is noted by Ray Train's controller (`teller.py`), what it goes on from by the
-workers that
+A failure is noted by Ray Train's controller (`teller.py`), what it goes on from by the workers that
 start next; both reach the driver over the `relay.Board`.
 """
 
@@ -45,15 +44,20 @@ class Failures:
         return False
 
     def _failed(self, event: Mapping[str, Any]) -> bool:
-        """Enter the errors of workers, each once: the controller may see them several times."""
-        waiting = {entry["worker"] for entry in self._waiting()}
-        errors = {worker: text for worker, text in event["errors"].items() if worker not in waiting}
-        for worker, text in sorted(errors.items()):
-            where = self._workers.get(worker, "an unknown machine")
+        """Enter the errors of workers, each once: the controller may see them several times.
+
+        A worker may fail again, in another process or with another error, before one says `began`.
+        """
+        known = {(entry["worker"], entry["where"], entry["what"]) for entry in self._waiting()}
+        errors = {
+            (worker, self._workers.get(worker, "an unknown machine"), text)
+            for worker, text in event["errors"].items()
+        }
+        for worker, where, text in sorted(errors - known):
             self._enter(event["when"], text, worker=worker, where=where)
             progress.say(f"warning: {self._stage}: worker {worker} ({where}) has failed: {text}")
         self._save()
-        return bool(errors)
+        return not errors <= known
 
     def _began(self, event: Mapping[str, Any]) -> bool:
         """Complete the entries by where it goes on, or enter what the workers did not see."""
@@ -62,7 +66,9 @@ class Failures:
             if before is None and self._started_before:
                 self._enter(event["when"], "the job ended before the stage did")
             elif before is not None:
-                self._enter(event["when"], f"the workers were {before}, now {self._size}")
+                changed = f"the workers were {before}, now {self._size}"
+                again = "the workers were started again"
+                self._enter(event["when"], again if before == self._size else changed)
         entries = self._waiting()
         for entry in entries:
             entry |= {"continued_from": event["start"], "workers": event["workers"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import distributed
 
+from raycd.data.folder import is_local
 from raycd.distributed import rank, world_size
 from raycd.errors import RaycdError, RunError, brief
 from raycd.runtime.train.checkpoints import Checkpoints, in_words
@@ -66,6 +68,8 @@ class Keeper:
         self._writing: Future[None] | None = None
         self._is_epoch = False  # what is being written: an epoch's end
         self._error: RaycdError | None = None
+        # Before all else: `Failures` tells by its process whether an error is another one
+        self.tell("worker", rank=rank(), where=socket.gethostname(), process=os.getpid())
 
     def restored(self) -> TrainingState | None:
         """Return the checkpoint to go on from, the same on all workers, and tell where that is."""
@@ -76,7 +80,6 @@ class Keeper:
             for damage in damaged:
                 self.tell("warning", text=f"a checkpoint is damaged and not used: {damage}")
             self.tell("began", start=in_words(names[0]), workers=world_size())
-        self.tell("worker", rank=rank(), where=socket.gethostname(), process=os.getpid())
         if world_size() > 1:
             distributed.broadcast_object_list(names)
             if rank() != 0 and names[0]:
@@ -187,15 +190,18 @@ class Keeper:
         self._checkpoints.write(state)
         try:
             self._checkpoints.prune(state)
-        except RunError as error:  # a bucket where nothing may be removed
+        except (OSError, RunError) as error:  # a disk or bucket where nothing may be removed
             text = f"an older checkpoint could not be removed ({brief(error)}); training goes on"
             self.tell("warning", text=text)
 
     def _full(self, error: Exception) -> RunError:
+        where = self._checkpoints.uri
+        if not is_local(where):  # what goes to a store is written on this machine first
+            where = getattr(error, "filename", None) or tempfile.gettempdir()
         return RunError(
             "a checkpoint could not be written",
             got=brief(error),
-            expected=f"a folder with room that can be written: {self._checkpoints.uri}",
+            expected=f"a folder with room that can be written: {where}",
             do="make room there, then run the same command again: it goes on from the checkpoint "
             "before",
         )

@@ -57,14 +57,10 @@ class EventHandler:
 
     def _write(self) -> None:
         try:
-            self._run.log_training(self._epochs, self._steps)
-            self._epochs, self._steps = [], {}
-            if self._has_failed:
-                entries = enumerate(self._failures.entries, start=1)
-                self._run.set_tags(
-                    {f"raycd.failure.{number}": described(entry) for number, entry in entries}
-                )
-                self._has_failed = False
+            entries = enumerate(self._failures.entries if self._has_failed else [], start=1)
+            tags = {f"raycd.failure.{number}": described(entry) for number, entry in entries}
+            self._run.log_training(self._epochs, self._steps, tags)
+            self._epochs, self._steps, self._has_failed = [], {}, False
             self._not_before = 0.0
         except TrackingError as error:
             if not self._not_before:

@@ -29,7 +29,7 @@ from raycd import progress, stores
 from raycd.config import Config, cli
 from raycd.data.folder import is_local
 from raycd.distributed import world_size
-from raycd.errors import ConfigError, DataError, RaycdError, RunError, TrainingError
+from raycd.errors import ConfigError, DataError, RaycdError, RunError, TrainingError, WeightsError
 from raycd.model import threads
 from raycd.program import gpu_full
 from raycd.progress import say
@@ -49,6 +49,7 @@ TIMEOUT_S = 7200  # that workers wait for the first, which alone judges an epoch
 STORAGE = ".train"  # folder of checkpoints in a run's folder
 CHECKPOINTS = "checkpoints"  # of a stage's record: its folder there, left over by a killed job
 RESIZE_EVERY = 60.0  # seconds between two looks for machines that have joined
+_LASTING = (ConfigError, DataError, WeightsError)  # the same on every try
 
 MakeTask = Callable[[Mapping[str, Any], Config, torch.device], Task[Any]]
 
@@ -219,10 +220,10 @@ def _run(given: dict[str, Any]) -> RaycdError | None:
         return error
     except Stopped as stopped:
         return stopped.error
-    except torch.OutOfMemoryError as error:
+    except (*_LASTING, torch.OutOfMemoryError) as error:
         if world_size() > 1:  # others are in the midst of the step
             raise
-        return gpu_full(error)
+        return error if isinstance(error, RaycdError) else gpu_full(error)
     return None
 
 
@@ -246,14 +247,14 @@ def _worker(spec: dict[str, Any]) -> None:
 
     with progress.heard(lambda text: keeper.tell("said", text=text)):
         task = spec["make"](spec["inputs"], config, device)
-        restore = keeper.restored()
         try:
-            loop = Loop(task, spec["schedule"], restore=restore, bar=bar, watch=keeper)
+            # Without a name for what is restored: its tensors keep the files mapped
+            loop = Loop(task, spec["schedule"], restore=keeper.restored(), bar=bar, watch=keeper)
         except (ConfigError, DataError) as error:  # the same on all workers, however often
             raise Stopped(error) from error
         try:
             loop.run(lambda result, save: keeper.ended(loop, result))
-        except (TrainingError, torch.OutOfMemoryError):
+        except (TrainingError, *_LASTING, torch.OutOfMemoryError):
             keeper.wait()  # Ray ends this process together with what it is writing
             raise
     keeper.close()

@@ -65,6 +65,24 @@ def test_a_stage_that_runs_has_the_metrics_of_its_machine_until_it_ends(
     assert 0 < found["system/disk_usage_percentage"] < 100
 
 
+def test_a_stage_that_goes_on_has_no_step_twice(
+    ray_cluster: None, runs: Path, client: MlflowClient
+) -> None:
+    def steps(run_id: str) -> list[int]:
+        history = client.get_metric_history(run_id, "system/cpu_utilization_percentage")
+        return [metric.step for metric in history]
+
+    with Tracker.open(Config(), runs) as tracker:
+        first = tracker.stage("toy", "mark")
+        with machines.watched(first, 0.2):
+            waited(lambda: len(steps(first.run_id)) >= 2)
+        second = tracker.stage("toy", "mark")  # the first one's process was killed
+        with machines.watched(second, 0.2):
+            waited(lambda: len(steps(second.run_id)) >= 4)
+    assert second.run_id == first.run_id
+    assert steps(first.run_id) == list(range(len(steps(first.run_id))))
+
+
 def test_no_seconds_and_no_record_measure_nothing(
     ray_cluster: None, runs: Path, client: MlflowClient
 ) -> None:

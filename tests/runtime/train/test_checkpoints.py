@@ -167,3 +167,43 @@ def test_what_is_beside_them_is_read_back_or_absent(checkpoints: Checkpoints) ->
     assert checkpoints.read_json("failures.json") == [{"what": "x"}]
     assert checkpoints.names() == []
     assert json.dumps(checkpoints.read_json("failures.json")) == '[{"what": "x"}]'
+
+
+def test_one_that_is_removed_by_halves_counts_as_absent_and_stops_nothing(
+    checkpoints: Checkpoints,
+) -> None:
+    scores: list[float] = []
+    for score in (0.9, 0.1, 0.2, 0.3):
+        scores.append(score)
+        checkpoints.write(state(scores))
+    checkpoints._fs.rm_file(f"{checkpoints._path}/epoch-0002/{HISTORY}")
+    assert checkpoints.names() == ["epoch-0004", "epoch-0003", "epoch-0001"]
+    newest, name, damaged = checkpoints.newest()
+    assert newest is not None
+    assert (name, damaged) == ("epoch-0004", [])
+    history, best, _ = checkpoints.finished()
+    assert [entry["score"] for entry in history] == scores
+    assert best == 0
+    keep(checkpoints, state(scores))
+    assert checkpoints.names() == ["epoch-0004", "epoch-0003", "epoch-0001"]
+
+
+def test_one_whose_files_stay_where_it_is_removed_has_no_name_any_more_and_goes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, scores = Checkpoints(str(tmp_path)), [0.9, 0.1, 0.2, 0.3]
+    for number in range(4):
+        checkpoints.write(state(scores[: number + 1]))
+    with monkeypatch.context() as patch:  # a kill, or a file that is open on NFS
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)
+        checkpoints.prune(state(scores))
+    left = [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert [name.partition(".writing")[1] for name in left] == [".writing"]
+    assert {path.name for path in tmp_path.iterdir()} - set(left) == set(checkpoints.names())
+    assert checkpoints.finished()[1] == 0
+    checkpoints.remove_halves()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "epoch-0001",
+        "epoch-0003",
+        "epoch-0004",
+    ]

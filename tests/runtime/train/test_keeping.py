@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import resource
@@ -101,8 +102,8 @@ def test_a_training_that_is_killed_inside_of_an_epoch_goes_on_there_and_ends_bit
 ) -> None:
     events: list[dict[str, Any]] = []
     toy, loop = train(left / "store", {}, events.append)
-    assert events[0]["kind"] == "began"
-    assert events[0]["start"].startswith("epoch 2, step ")
+    assert [event["kind"] for event in events[:2]] == ["worker", "began"]
+    assert events[1]["start"].startswith("epoch 2, step ")
     weights, history = undisturbed(epochs=3)
     assert [entry["loss"] for entry in loop.history] == [entry["loss"] for entry in history]
     for name, value in toy.module.state_dict().items():
@@ -159,6 +160,40 @@ def test_what_goes_on_without_its_process_group_keeps_nothing(
         with pytest.raises(RuntimeError, match="are being ended"):
             ask()
     assert Checkpoints(str(tmp_path)).names() == []
+
+
+def test_a_training_goes_on_where_an_older_checkpoint_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(self: Checkpoints, name: str) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle", name)
+
+    events: list[dict[str, Any]] = []
+    monkeypatch.setattr(Checkpoints, "_remove", stale)
+    _, loop = train(tmp_path, {}, events.append)
+    assert len(loop.history) == SCHEDULE.epochs
+    warnings = [event["text"] for event in events if event["kind"] == "warning"]
+    assert warnings
+    assert all(text.startswith("an older checkpoint could not be removed") for text in warnings)
+
+
+def test_a_full_disk_of_this_machine_is_not_taken_for_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    keep = keeper(f"memory://{tmp_path.name}/stage", lambda event: None, minutes=0)
+    loop = Loop(Toy({}), SCHEDULE, bar=lambda total, start: Silence())
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        keep._write(loop.state(), is_epoch=True)
+        error = keep.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert "File too large" in str(error)
+    assert f"expected: a folder with room that can be written: {tmp_path}\n" in str(error)
 
 
 def test_a_training_goes_on_in_a_bucket_where_nothing_may_be_removed(

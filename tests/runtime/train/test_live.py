@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -43,6 +44,18 @@ def epoch(number: int, kind: str = "original") -> dict[str, Any]:
 
 def step(number: int) -> dict[str, Any]:
     return {"kind": "measured", "when": 0.0, "step": number, "values": {"loss": 0.5, "lr": 0.1}}
+
+
+def began(start: str, workers: int) -> dict[str, Any]:
+    return {"kind": "began", "when": 3.0, "start": start, "workers": workers}
+
+
+def worker(rank: int, process: int) -> dict[str, Any]:
+    return {"kind": "worker", "when": 1.0, "rank": rank, "where": "host-b", "process": process}
+
+
+def failed(errors: dict[int, str]) -> dict[str, Any]:
+    return {"kind": "failed", "when": 2.0, "errors": errors}
 
 
 def steps_of(client: MlflowClient, run_id: str, name: str) -> list[int]:
@@ -107,12 +120,11 @@ def test_a_record_that_comes_back_shortly_before_the_end_gets_what_it_misses(
     def away(*_: object, **__: object) -> None:
         raise ConnectionError("no route to the record")
 
-    failed = {"kind": "failed", "when": 2.0, "errors": {0: "it died"}}
     with tracker.stage("toy", "back") as run:
         followed = EventHandler("toy", run, Failures("toy", Checkpoints(str(tmp_path))))
         with monkeypatch.context() as patch:
             patch.setattr(MlflowClient, "log_batch", away)
-            followed.take([epoch(0), step(10), failed])
+            followed.take([epoch(0), step(10), failed({0: "it died"})])
         followed.take([step(60)])  # too soon to be tried again
         assert steps_of(client, run.run_id, "step/loss") == []
         followed.finish()
@@ -124,15 +136,11 @@ def test_a_record_that_comes_back_shortly_before_the_end_gets_what_it_misses(
 def test_failures_are_told_and_kept_with_where_it_went_on(
     tracker: Tracker, client: MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def began(start: str, workers: int) -> dict[str, Any]:
-        return {"kind": "began", "when": 3.0, "start": start, "workers": workers}
-
     checkpoints = Checkpoints(str(tmp_path))
-    failed = {"kind": "failed", "when": 2.0, "errors": {1: "it died"}}
     with tracker.stage("toy", "failing") as run:
         followed = EventHandler("toy", run, Failures("toy", checkpoints))
-        where = {"kind": "worker", "when": 1.0, "rank": 1, "where": "host-b", "process": 7}
-        followed.take([began("the beginning", 2), where, failed, failed])
+        died = failed({1: "it died"})
+        followed.take([began("the beginning", 2), worker(1, 7), died, died])
         followed.take([began("epoch 3, step 40", 1), began("epoch 4", 2)])
     found = Failures("toy", checkpoints).entries
     assert found == [
@@ -159,3 +167,51 @@ def test_failures_are_told_and_kept_with_where_it_went_on(
     tags = client.get_run(run.run_id).data.tags
     assert tags["raycd.failure.1"].endswith("it died; went on from epoch 3, step 40, workers: 1")
     assert "raycd.failure.2" in tags
+
+
+def test_a_worker_that_fails_again_before_the_training_goes_on_is_told_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failures = Failures("toy", Checkpoints(str(tmp_path)))
+    died, broke = failed({0: "it died"}), failed({0: "it broke"})
+    events = [worker(0, 7), died, died, worker(0, 8), died, broke, died]
+    found = [failures.take(event) for event in events]
+    assert found == [False, True, False, False, True, True, False]
+    failures.take(began("epoch 1", 1))
+    assert [(entry["what"], entry["where"]) for entry in failures.entries] == [
+        ("it died", "host-b, process 7"),
+        ("it died", "host-b, process 8"),
+        ("it broke", "host-b, process 8"),
+    ]
+    assert all(entry["continued_from"] == "epoch 1" for entry in failures.entries)
+    assert capsys.readouterr().err.count("has failed") == 3
+
+
+def test_workers_that_are_started_again_without_an_error_are_told_by_their_number(
+    tmp_path: Path,
+) -> None:
+    failures = Failures("toy", Checkpoints(str(tmp_path)))
+    for workers in (2, 2, 1):
+        failures.take(began("epoch 1", workers))
+    assert [entry["what"] for entry in failures.entries] == [
+        "the workers were started again",
+        "the workers were 2, now 1",
+    ]
+
+
+def test_what_follows_a_training_does_not_wait_long_for_a_record(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_batch, retries = MlflowClient.log_batch, []
+
+    def noted(*given: Any, **more: Any) -> None:
+        retries.append(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
+        log_batch(*given, **more)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", noted)
+    with tracker.stage("toy", "limits") as run:
+        followed = EventHandler("toy", run, Failures("toy", Checkpoints(str(tmp_path))))
+        retries.clear()
+        followed.take([failed({0: "it died"}), epoch(0), step(10)])
+        assert retries
+        assert set(retries) == {"0"}

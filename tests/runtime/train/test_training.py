@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from torch import nn
 
 from raycd import program, progress
 from raycd.config import Config, TrainConfig
-from raycd.errors import ConfigError, DataError, TrainingError
+from raycd.errors import ConfigError, DataError, RaycdError, TrainingError, WeightsError
 from raycd.model.loss import batch_classification_loss
 from raycd.runtime import cluster
 from raycd.runtime.train import training
@@ -219,3 +221,68 @@ def test_a_card_that_is_full_is_not_tried_again(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("ray.get", lambda reference: reference)
     told = training._run({"spec": {}})
     assert "the GPU has too little memory" in str(told)
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """Return what a worker of Ray Train is given, for one in this process."""
+    context = SimpleNamespace(get_local_world_size=lambda: 1)
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("ray.get", lambda reference: reference)
+    told = SimpleNamespace(remote=lambda event: None)
+    return {
+        "make": make_toy,
+        "inputs": {"scores": [0.1, 0.2, 0.3, 0.4]},
+        "schedule": SCHEDULE,
+        "config": settings(),
+        "board": SimpleNamespace(note=told, write=told),
+        "checkpoints": str(tmp_path / "toy"),
+        "notices": False,
+    }
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, WeightsError])
+@pytest.mark.parametrize("where", ["at the start", "in a step"])
+def test_an_error_of_the_only_worker_that_is_the_same_on_every_try_is_not_tried_again(
+    worker: dict[str, Any], kind: type[RaycdError], where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise kind("it cannot be", do="see to it")
+
+    def make(inputs: Any, config: Config, device: torch.device) -> Any:
+        toy = make_toy(inputs, config, device)
+        toy.loss = refuse
+        return toy
+
+    worker["make"] = refuse if where == "at the start" else make
+    told = training._run({"spec": worker})
+    assert isinstance(told, kind)
+    monkeypatch.setattr(training, "world_size", lambda: 2)  # the other one is in a step
+    with pytest.raises(kind):
+        training._run({"spec": worker})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_a_worker_that_goes_on_keeps_no_file_of_its_checkpoint_mapped(
+    worker: dict[str, Any], tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    def make(inputs: Any, config: Config, device: torch.device) -> Any:
+        toy = make_toy(inputs, config, device)
+        select = toy.select
+
+        def looked() -> Any:
+            maps = Path("/proc/self/maps").read_text()
+            seen.extend(line for line in maps.splitlines() if str(tmp_path) in line)
+            return select()
+
+        toy.select = looked
+        return toy
+
+    worker["make"] = make
+    for epochs in (2, 4):
+        worker["schedule"] = replace(SCHEDULE, epochs=epochs)
+        assert training._run({"spec": worker}) is None
+    assert seen == []
