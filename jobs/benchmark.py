@@ -43,6 +43,17 @@ CELLS = (
     "Cells to measure, such as 'demo/*,*/haproxy/32' (serve); import or beside (gallery); steps, "
     "such as mine,index (streaming). (all)"
 )
+LEAST_IMAGES = {"mine": 65, "scale": 10, "dialogues": 2}  # of others one
+READ_BY = {
+    "images": ("embed", "mine", "gallery", "scale", "streaming", "dialogues"),
+    "candidates": ("mine",),
+    "only": ("serve", "gallery", "streaming"),
+    "seconds": ("serve", "gallery"),
+    "service": ("serve", "gallery"),
+    "photos": ("embed",),
+    "sessions": ("feedback",),
+}
+"""Which benchmarks read an option."""
 OPTIONS = "Options of serve/app.py, such as '--threads 2' (serve, gallery; %(default)s)."
 PHOTOS = "Folder of photographs to embed instead of drawn images (embed)."
 SESSIONS = "Searches of all cycles of the simulated shop (feedback; %(default)s)."
@@ -61,10 +72,30 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sessions", type=int, default=10_000, help=SESSIONS)
 
 
+def _check(what: str, given: argparse.Namespace) -> None:
+    """Raise ConfigError for options that this benchmark does not read, or impossible numbers."""
+    usual = argparse.ArgumentParser()
+    flags(usual)
+    for name, readers in READ_BY.items():
+        if what not in readers and getattr(given, name) != usual.get_default(name):
+            raise ConfigError(
+                f"{what} does not read --{name}",
+                got=f"--{name} {getattr(given, name)}",
+                expected=f"it with {' or '.join(readers)}",
+                do="leave it out",
+            )
+    if given.images:
+        cli.at_least("--images", given.images, LEAST_IMAGES.get(what, 1))
+    cli.at_least("--candidates", given.candidates, 1)
+    cli.at_least("--sessions", given.sessions, 1)
+    cli.at_least("--seconds", given.seconds, 1)
+
+
 def main(options: cli.Options) -> None:
     what = options.flags.what
     if what is None:
         raise ConfigError("nothing to measure is named", expected=f"one of {', '.join(WHAT)}")
+    _check(what, options.flags)
     rows = importlib.import_module(f"jobs.benchmarks.{what}").measure(options.config, options.flags)
     width = max(map(len, rows))
     for name, value in rows.items():

@@ -16,6 +16,7 @@ from typing import Any
 
 from raycd import progress
 from raycd.config import Config
+from raycd.errors import RunError
 from raycd.runtime import pipeline
 
 # What Ray and OpenMP do where nobody sets it. Their variables are taken from the environment first.
@@ -96,4 +97,8 @@ def _train(config: Config, scratch: Path, *, until: str, **environment: str) -> 
         if name not in SETTINGS and not name.startswith("RAYCD_")  # `config` has them
     }
     command = [sys.executable, "-c", _RUN, "--config", str(settings), "--until", until]
-    subprocess.run(command, env=inherited | environment, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, env=inherited | environment, check=False, stdout=subprocess.DEVNULL
+    )
+    if done.returncode:  # it has said why
+        raise RunError(f"a training that is measured ended with exit code {done.returncode}")

@@ -182,6 +182,7 @@ def _table(size: int) -> pa.Table:
 def _drop(folder: Path) -> None:
     for path in folder.iterdir():
         with path.open("rb") as file:
+            os.fsync(file.fileno())  # the system drops nothing that is not on the disk yet
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

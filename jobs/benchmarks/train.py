@@ -39,7 +39,7 @@ from raycd.train.triplets import TripletReader
 
 EPOCHS = {"stage1": 2, "stage2": 12}  # the first warms up
 ROUNDS = 3  # each way by turns, for the machine may be slower for a while; the median counts
-PEER_BATCHES = 3
+PEER_BATCHES = 4  # the first warms up
 MakeTask = Callable[[Context], Task[Any]]
 
 
@@ -127,8 +127,12 @@ def _peer(config: Config) -> float:
     reader = TripletReader(tuned.triplets, pixels, tuned.encoder.tokenizer)
     tuned.encoder.trainable("none")
     own = epoch_batches(tuned.count(0), config.stage2.batch_size, seed=config.seed, epoch=0)
-    optimizer, rows, began = fuse.optimizer(), 0, time.perf_counter()
-    for work in islice(reader.work(own, seed=config.seed, epoch=0), PEER_BATCHES):
+    optimizer, rows, began = fuse.optimizer(), 0, 0.0
+    for number, work in enumerate(
+        islice(reader.work(own, seed=config.seed, epoch=0), PEER_BATCHES)
+    ):
+        if number == 1:
+            rows, began = 0, time.perf_counter()
         batch = reader[work]
         with torch.inference_mode():
             image_BD, target_BD = tuned.encoder.encode_images(batch.pixels).chunk(2)

@@ -25,6 +25,7 @@ RESAMPLES = 3_000  # the error is then known to 1.3%; 6,000 queries take 70 MB
 LEVEL = 0.95
 _TOGETHER = 256  # resamples that are drawn at once
 _ROUNDING = 1e-9  # below it, means of hits are equal
+_LEAST = 5  # queries that show how they spread: two or three often agree by chance
 
 
 @dataclass(frozen=True)
@@ -141,20 +142,21 @@ def _quantile(degrees: float) -> float:
 def _strata(categories: Sequence[str]) -> list[NDArray[np.int64]]:
     """Return the positions of each category's queries.
 
-    Those of a single query, which shows no spread, are one stratum together, a lone one is of the
-    smallest other (collapsed strata, Cochran 1977, 5A.12): it spreads rather too much than too
-    little then.
+    Those of fewer queries than show how they spread are one stratum together, or of the smallest
+    other where they are too few even then (collapsed strata, Cochran 1977, 5A.12): it spreads
+    rather too much than too little then.
     """
     names = np.asarray(categories)
     groups = [np.flatnonzero(names == name) for name in dict.fromkeys(categories)]
-    several = [group for group in groups if len(group) > 1]
-    single = [group for group in groups if len(group) == 1]
-    if len(single) == 1 and several:
-        smallest = min(range(len(several)), key=lambda at: len(several[at]))
-        several[smallest] = np.concatenate([several[smallest], *single])
-    elif single:
-        several.append(np.concatenate(single))
-    return several
+    strata = [group for group in groups if len(group) >= _LEAST]
+    if few := [group for group in groups if len(group) < _LEAST]:
+        together = np.concatenate(few)
+        if strata and len(together) < _LEAST:
+            smallest = min(range(len(strata)), key=lambda at: len(strata[at]))
+            strata[smallest] = np.concatenate([strata[smallest], together])
+        else:
+            strata.append(together)
+    return strata
 
 
 def _bootstrap(

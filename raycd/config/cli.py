@@ -53,7 +53,7 @@ def run(
     return guard(job, argv, again=again, runs=lambda: runs)
 
 
-def at_least(option: str, given: int, least: int) -> None:
+def at_least(option: str, given: float, least: int) -> None:
     """Raise ConfigError where the number of an option is smaller."""
     if given < least:
         raise ConfigError(f"{option}: impossible value", got=given, expected=f"{least} or more")

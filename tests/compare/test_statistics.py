@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from raycd.compare import difference, holm, over_seeds, statistics, weights
+from raycd.compare.statistics import Spread
 
 ONE = ["dress"]
 Floats = NDArray[np.float64]
@@ -30,8 +31,7 @@ def test_the_spread_over_two_seeds_is_students() -> None:
 
 
 def test_one_seed_and_seeds_that_do_not_differ_have_no_interval() -> None:
-    assert over_seeds([0.4]) == over_seeds([0.4])
-    assert (over_seeds([0.4]).sd, over_seeds([0.4]).low) == (None, None)
+    assert over_seeds([0.4]) == Spread(0.4, None, None, None)
     equal = over_seeds([0.1 + 0.2, 0.3])  # equal but for rounding
     assert (equal.sd, equal.low, equal.high) == (0.0, None, None)
 
@@ -189,9 +189,17 @@ def test_holms_correction_of_a_hand_made_table() -> None:
     assert holm([]) == []
 
 
-def test_queries_alone_in_their_categories_are_chance_as_others_are() -> None:
+@pytest.mark.parametrize(
+    "categories",
+    [
+        [f"c{n}" for n in range(8)] + ["a"] * 30 + ["b"] * 30,
+        ["a"] * 120 + ["b"] * 2,
+        ["a"] * 120 + ["b"] * 3 + ["c"] * 3,
+    ],
+    ids=["alone", "two", "threes"],
+)
+def test_few_queries_of_a_category_are_chance_as_others_are(categories: list[str]) -> None:
     """Of two equal methods no more than 2.5% of the intervals lie above 0."""
-    categories = [f"c{n}" for n in range(8)] + ["a"] * 30 + ["b"] * 30
     rng, above = np.random.default_rng(3), 0
     for _ in range(400):
         signs = rng.choice([0.0, 1.0, -1.0], len(categories), p=[0.4, 0.3, 0.3])
@@ -204,14 +212,16 @@ def test_queries_alone_in_their_categories_are_chance_as_others_are() -> None:
 @pytest.mark.parametrize(
     ("categories", "strata"),
     [
-        ("aabb", ["aa", "bb"]),
-        ("aaabbc", ["aaa", "bbc"]),
-        ("aabcd", ["aa", "bcd"]),
+        ("aaaaabbbbb", ["aaaaa", "bbbbb"]),
+        ("aaaaaabbbbbc", ["aaaaaa", "bbbbbc"]),
+        ("aaaaabbcd", ["aaaaabbcd"]),
+        ("aaaaabbcde", ["aaaaa", "bbcde"]),
+        ("aabb", ["aabb"]),
         ("abc", ["abc"]),
         ("a", ["a"]),
     ],
 )
-def test_queries_alone_in_their_categories_are_a_stratum_together(
+def test_categories_of_few_queries_are_a_stratum_together(
     categories: str, strata: list[str]
 ) -> None:
     found = statistics._strata(list(categories))
