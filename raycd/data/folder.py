@@ -53,8 +53,7 @@ class Folder:
             ) from error
         # A process may read a data set twice, and its files may have changed in between
         self._fs.invalidate_cache()
-        there = partial(self._fs.isdir, self._path)
-        is_there = there() if isinstance(self._fs, LocalFileSystem) else stores.ask(root, there)
+        is_there = stores.ask(root, partial(self._fs.isdir, self._path))
         self.root = self._path if isinstance(self._fs, LocalFileSystem) else root
         if not is_there:
             raise DataError(
@@ -68,12 +67,7 @@ class Folder:
         """Return the sorted names in a subfolder, from one listing; none where it is absent."""
         folder = posixpath.join(self._path, subfolder)
         try:
-            if is_local(self.root):
-                listing = self._fs.ls(folder, detail=False)
-            else:
-                listing = stores.ask(
-                    self.resolve(subfolder), lambda: self._fs.ls(folder, detail=False)
-                )
+            listing = stores.ask(self.resolve(subfolder), lambda: self._fs.ls(folder, detail=False))
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(posixpath.basename(str(name).rstrip("/")) for name in listing)

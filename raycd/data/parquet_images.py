@@ -88,7 +88,7 @@ def read(row: parts.PictureRow, *, patient: bool = True) -> bytes:
         except KeyError as error:  # a column
             raise DataError(what, got=error, do=do) from error
 
-    return picture() if is_local(row.file) else stores.ask(row.file, picture, patient=patient)
+    return stores.ask(row.file, picture, patient=patient)
 
 
 def _identity(file: str) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -154,7 +154,7 @@ def _pictures(source: str, root: str) -> Iterator[tuple[str, Iterable[tuple[str,
 def _check_unmixed(source: str, packed: str) -> None:
     """Raise DataError where a folder has pictures beside a .tar or Parquet file, or below it."""
     file_system, path = open_uri(source)
-    for each in _asked(source, partial(file_system.ls, path, detail=True)):
+    for each in stores.ask(source, partial(file_system.ls, path, detail=True)):
         name = posixpath.basename(each["name"].rstrip("/"))
         is_itself = each["name"].rstrip("/") == path.rstrip("/")  # S3 may list it
         # What begins with _ is a system's, such as _delta_log
@@ -187,7 +187,7 @@ def _below(source: str) -> Iterator[tuple[str, Iterable[tuple[str, str]]]]:
     while waiting:
         folder = waiting.pop()
         path = posixpath.join(top, folder) if folder else top
-        listed = _asked(source, partial(file_system.ls, path, detail=True))
+        listed = stores.ask(source, partial(file_system.ls, path, detail=True))
         inside = sorted(
             (posixpath.join(folder, posixpath.basename(each["name"].rstrip("/"))), kind(each))
             for each in listed
@@ -222,11 +222,7 @@ def _names(folder: str) -> list[str]:
     """Return the sorted names in a folder; none where it is absent or a file."""
     file_system, path = open_uri(folder)
     try:
-        found = _asked(folder, partial(file_system.ls, path, detail=False))
+        found = stores.ask(folder, partial(file_system.ls, path, detail=False))
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(posixpath.basename(str(each).rstrip("/")) for each in found)
-
-
-def _asked(uri: str, question: Callable[[], list[Any]]) -> list[Any]:
-    return question() if is_local(uri) else stores.ask(uri, question)

@@ -7,6 +7,8 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from jobs.benchmarks.serving.load import OK, REFUSED, LoadResult, Sample
 
 Figures = dict[str, float | str]
@@ -18,7 +20,7 @@ RUN, TOLERANCE = 11, 1.25  # recovered: the median of so many answers : the one 
 
 def quantile(values: Sequence[float], share: float) -> float:
     """Return the least value that at least `share` of all do not exceed; NaN of none."""
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan
+    return float(np.quantile(values, share, method="inverted_cdf")) if values else math.nan
 
 
 def speed(seen: LoadResult, begin: float, end: float) -> Figures:
