@@ -12,16 +12,16 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from raycd import __version__, progress
-from raycd.config import Config, cli, settings
+from raycd.config import Config, DataConfig, cli, settings
 from raycd.data.schema import Dataset
 from raycd.durable import replace_folder
-from raycd.errors import ConfigError, DataError
+from raycd.errors import ConfigError, DataError, called
 from raycd.feedback import manifest, propensity, triplets
 from raycd.feedback.propensity import How, Propensity
 from raycd.feedback.records import LoggedSession, sessions
@@ -90,8 +90,12 @@ def main(options: cli.Options) -> None:
     for line in lines(made):
         print(line)
     print(f"manifest:  {out}")
-    kind = layout(made)
-    print(f"next:      jobs/train.py --name NAME --data.format {kind} --data.root {out}")
+    data = data_of(options.config.data, out, made)
+    given = " ".join(f"--data.{name} {value}" for name, value in data.items())
+    print(
+        f"next:      {called('jobs/train.py')} with your settings and --name NAME {given} "
+        "--compose.when never"
+    )
 
 
 def make(config: Config, asked: argparse.Namespace, out: Path) -> dict[str, Any]:
@@ -158,9 +162,21 @@ def _is_replaceable(out: Path) -> bool:
     return out.is_dir() and ((out / PROVENANCE).is_file() or not any(out.iterdir()))
 
 
-def layout(made: dict[str, Any]) -> str:
-    """Return the data.format to train on: without val triplets a manifest is refused."""
-    return "catalogue" if made.get("val") == 0 else "manifest"
+def data_of(data: DataConfig, folder: Path, made: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings of `data` that read a manifest of this job, of the provenance `made`.
+
+    Its texts are worded as those of the data set that it was made of, `data`.
+    """
+    from raycd.data.read import wording
+
+    return {
+        # Without val triplets a manifest is refused
+        "format": "catalogue" if made.get("val") == 0 else "manifest",
+        "root": str(folder.absolute()),
+        "triplets": manifest.TRIPLETS_FILE,
+        "gallery": manifest.GALLERY_FILE,
+        "captions": "raw" if wording(data).raw else "cleaned",
+    }
 
 
 def lines(made: dict[str, Any]) -> list[str]:

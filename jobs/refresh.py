@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import feedback
-from raycd.config import Config, cli, layers, settings
+from raycd.config import Config, DataConfig, cli, layers, settings
 from raycd.data import catalogue, sources
 from raycd.data.folder import absolute, is_local
 from raycd.durable import replace_folder
@@ -254,12 +254,11 @@ class Refresh:
         }
 
     def _trained_config(self, made: dict[str, Any]) -> Config:
-        config, data = self.config, self._data(self.folder / FEEDBACK)
-        data = data.model_copy(update={"format": feedback.layout(made)})
+        config = self.config
         return config.model_copy(
             update={
                 "name": self.asked.into,
-                "data": data,
+                "data": self._data(self.folder / FEEDBACK, made),
                 "encoder": config.encoder.model_copy(
                     update={"bundle": str((self.folder / CHAMPION).absolute())}
                 ),
@@ -271,20 +270,9 @@ class Refresh:
             }
         )
 
-    def _data(self, folder: Path) -> Any:
-        from raycd.data.read import wording
-        from raycd.feedback import manifest
-
+    def _data(self, folder: Path, made: dict[str, Any]) -> DataConfig:
         data = self.config.data
-        return data.model_copy(
-            update={
-                "format": "manifest",
-                "root": str(folder.absolute()),
-                "triplets": manifest.TRIPLETS_FILE,
-                "gallery": manifest.GALLERY_FILE,
-                "captions": "raw" if wording(data).raw else "cleaned",
-            }
-        )
+        return data.model_copy(update=feedback.data_of(data, folder, made))
 
     def _judge(self, new: str, made: dict[str, Any]) -> dict[str, Any]:
         """Ask both the queries held back, and val: better on those, and not worse on these.
@@ -312,7 +300,7 @@ class Refresh:
         """
         from raycd.runtime.evaluate import elsewhere, evaluation
 
-        config = self.config.model_copy(update={"data": self._data(data)})
+        config = self.config.model_copy(update={"data": self._data(data, {})})
         dataset = elsewhere.dataset(config, "val")
         return config, dataset, evaluation.named_metric(config.registry.metric, config, dataset)
 

@@ -15,6 +15,7 @@ from typing import Any
 from raycd.config import Config, flatten
 from raycd.errors import RunError
 from raycd.model import precision
+from raycd.redact import json_without_passwords
 from raycd.run import Run
 from raycd.runtime.stages import weights
 from tune.space import Space
@@ -113,7 +114,8 @@ class Journal:
     ) -> None:
         if known is None:
             return
-        then, now = used(known["settings"]), used(asked["settings"])
+        # A sweep of an earlier version has passwords in its settings
+        then, now = used(json_without_passwords(known["settings"])), used(asked["settings"])
         compared = [name for name in then if name in now and not _is_open(name, now[name])]
         noted = dict(known) | {"settings": {name: then[name] for name in compared}}
         asked = dict(asked) | {"settings": {name: now[name] for name in compared}}
@@ -171,5 +173,7 @@ def best(trials: Sequence[Record]) -> Record | None:
 
 
 def _fixed(config: Config) -> dict[str, Any]:
-    """Return the settings that decide what a trial gives."""
-    return {name: value for name, value in flatten(config).items() if not name.startswith(_FREE)}
+    """Return the settings that decide what a trial gives, without passwords."""
+    settings = flatten(config).items()
+    free = {name: value for name, value in settings if not name.startswith(_FREE)}
+    return dict(json_without_passwords(free))

@@ -17,9 +17,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from optuna.trial import TrialState, create_trial
 
-from raycd.config import to_yaml
+from raycd.config import flatten, to_yaml
 from raycd.data.folder import is_local
 from raycd.errors import called
+from raycd.redact import has_password
 from tune.finals import Finalist, interval, verdict
 from tune.journal import CUT_SHORT, RESULT, Journal, Record, ranked, used_pseudo
 from tune.space import Space
@@ -38,13 +39,19 @@ def files(
 ) -> dict[str, bytes]:
     """Return best.yaml, which jobs/train.py --config reads, and the figures."""
     winner = finalists[0]
+    config = space.configured(winner.settings)
+    secret = [name for name, value in flatten(config).items() if has_password(str(value))]
     head = [
         f"# The winner of {len(trials)} trials is {winner.name}: "
         f"{metric} {100 * winner.value:.2f} on selection.",
         f"# {verdict(result)}.",
         *(f"# {name}: {value}" for name, value in winner.settings.items()),
+        *(
+            f"# {name} has a password and is not here: leave it in the environment"
+            for name in secret
+        ),
     ]
-    text = "\n".join([*head, to_yaml(space.configured(winner.settings))])
+    text = "\n".join([*head, to_yaml(config, without=secret)])
     return {BEST: text.encode(), **draw(space, trials, metric)}
 
 

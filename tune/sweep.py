@@ -52,6 +52,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def main(options: cli.Options) -> None:
     """Run the stages that trials read, the trials, and the comparison of the winner with val."""
+    from raycd.model import fusion
     from raycd.runtime import cluster, local_ray, pipeline, precision
     from raycd.runtime.evaluate import evaluation
     from raycd.runtime.record import tracking
@@ -65,11 +66,13 @@ def main(options: cli.Options) -> None:
     config, flags = _checked(options), options.flags
     local_ray.address()
     # A mistake ends it before anything starts, in data.root or the metric before there is a folder.
-    space, name = make_space(config, flags.space), pipeline.run_name(config)
-    _check_reach(space)
+    _check_reach(make_space(config, flags.space))
     dataset = reading.unless_drawn(config)
     if dataset is not None:
         reading.check_measured(dataset)
+    config = reading.fitted(config, dataset)
+    _check_trains(config, has_weights=fusion.head_class(config.stage2.head).trains)
+    space, name = make_space(config, flags.space), pipeline.run_name(config)
     metric = evaluation.named_metric(config.tune.metric, config, dataset)
     run = pipeline.run_folder(config)
     journal = Journal(posixpath.join(config.runs, flags.sweep or f"{name}-sweep"), run.root)

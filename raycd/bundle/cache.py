@@ -17,7 +17,7 @@ from pathlib import Path
 
 from raycd import bundle, stores
 from raycd.bundle.manifest import MANIFEST
-from raycd.durable import create_folder_once
+from raycd.durable import WRITING, create_folder_once
 from raycd.errors import WeightsError
 from raycd.redact import without_passwords
 from raycd.run import local_copy
@@ -68,7 +68,9 @@ def keep(name: str, fill: Callable[[Path], object], cache: str = CACHE) -> Path:
     folder = root / name
 
     def made(fresh: Path) -> None:
-        for left in folder.parent.glob(".*.writing"):  # of killed processes: this one has the lock
+        for left in folder.parent.glob(
+            f".*{WRITING}"
+        ):  # of killed processes: this one has the lock
             if left != fresh:
                 shutil.rmtree(left, ignore_errors=True)
         fill(fresh)
@@ -89,12 +91,19 @@ def keep(name: str, fill: Callable[[Path], object], cache: str = CACHE) -> Path:
 
 
 def _remove_unused(root: Path) -> None:
-    found = [path for path in root.glob("*/*") if path.is_dir() and not path.name.startswith(".")]
-    for folder in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT:]:
+    used: dict[Path, float] = {}
+    for path in root.glob("*/*"):
+        with suppress(FileNotFoundError):  # another process removes it
+            if path.is_dir() and not path.name.startswith("."):
+                used[path] = path.stat().st_mtime
+    for folder in sorted(used, key=used.__getitem__, reverse=True)[KEPT:]:
         with suppress(OSError):  # used by another process, or gone by now
             descriptor = os.open(folder, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
+                # Killed here, it leaves no half of a bundle under a bundle's name
+                gone = folder.with_name(f".{folder.name}.{os.getpid()}{WRITING}")
+                folder.rename(gone)
+                shutil.rmtree(gone)
             finally:
                 os.close(descriptor)

@@ -7,6 +7,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from functools import reduce
+from operator import getitem
 from typing import Self
 
 import yaml
@@ -121,8 +124,10 @@ def flatten(config: Section) -> dict[str, str | int | float | bool]:
     return flat
 
 
-def to_yaml(config: Section) -> str:
-    """Return all settings as YAML that --config reads back."""
-    return yaml.safe_dump(
-        config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120
-    )
+def to_yaml(config: Section, without: Iterable[str] = ()) -> str:
+    """Return all settings, but those `without`, as YAML that --config reads back."""
+    tree = config.model_dump(mode="json")
+    for name in without:
+        *sections, own = name.split(".")
+        del reduce(getitem, sections, tree)[own]
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)

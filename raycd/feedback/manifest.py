@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raycd.data.captions import spelling
-from raycd.data.schema import GALLERY, IMAGE, TRIPLET, Dataset, targets_of
+from raycd.data.schema import AVERAGE, GALLERY, IMAGE, TRIPLET, Dataset, targets_of
 from raycd.feedback.triplets import Learned
 
 TRIPLETS_FILE, GALLERY_FILE = "triplets.parquet", "gallery.parquet"
@@ -70,7 +70,8 @@ def place(
         if not (reference.path and target.path):
             placed.left_out["images without a file"] += 1
             continue
-        category = next((own for own in target.categories if own in reference.categories), None)
+        shared = (own for own in target.categories if own in reference.categories)
+        category = next((own for own in shared if own != AVERAGE), None)
         if category is None:
             placed.left_out["no category in common"] += 1
             continue
@@ -132,12 +133,14 @@ def with_feedback(
 ) -> Dataset:
     """Return a data set with triplets from feedback, whose images are in their galleries.
 
-    Where `base` has the same triplets from an earlier time, the new ones count; those that are held
-    back now are not trained on.
+    Where `base` has the same triplets from an earlier time, the new ones count; queries that are
+    held back now are not trained on, whatever their targets were then.
     """
-    again = {(*_query(row), target) for row in (*rows, *held_back) for target in targets_of(row)}
+    again = {(*_query(row), target) for row in rows for target in targets_of(row)}
+    held = {_query(row) for row in held_back}
     kept = [
-        not row["triplet_id"].startswith(_PREFIX) or (*_query(row), row["target"]) not in again
+        not row["triplet_id"].startswith(_PREFIX)
+        or (_query(row) not in held and (*_query(row), row["target"]) not in again)
         for row in base.triplets.to_pylist()
     ]
     base = replace(base, triplets=base.triplets.filter(pa.array(kept, pa.bool_())))
@@ -161,7 +164,7 @@ def held_back(rows: Sequence[Mapping[str, Any]], images: Mapping[str, Known]) ->
         {"category": category, "split": "val", "image_id": image_id}
         for image_id, known in images.items()
         for category in known.categories
-        if known.path
+        if known.path and category != AVERAGE
     ]
     return _joined(empty, gallery, rows, images)
 

@@ -82,6 +82,35 @@ def test_feedback_on_top_of_feedback_counts_once(base: Dataset) -> None:
     assert trained - texts <= left
 
 
+def test_a_query_that_is_held_back_is_trained_on_with_no_target_of_an_earlier_time(
+    base: Dataset,
+) -> None:
+    val = base.triplets_of("val")
+    first = manifest.place(
+        [learned("d1", target) for target in ("d3", "both")], IMAGES, val, held_back=0.0
+    )
+    once = manifest.with_feedback(base, first.train, IMAGES)
+    now = manifest.place([learned("d1", "d3")], IMAGES, val, held_back=1.0)
+    twice = manifest.with_feedback(once, now.train, IMAGES, now.held_back)
+    assert [row["reference"] for row in twice.triplets_of("train").to_pylist()] == ["d0"]
+
+
+def test_a_category_of_the_name_of_the_mean_has_no_triplets(base: Dataset, tmp_path: Path) -> None:
+    """A live gallery may have it, a data set may not."""
+    images = IMAGES | {
+        "a0": Known(("average", "dress"), "/a0.jpg", {}),
+        "a1": Known(("average",), "/a1.jpg", {}),
+    }
+    val = base.triplets_of("val")
+    some = [learned("a0", "a1"), learned("a0", "d3")]
+    placed = manifest.place(some, images, val, held_back=1.0)
+    assert [(row["category"], row["target"]) for row in placed.held_back] == [("dress", "d3")]
+    assert placed.left_out == {"no category in common": 1}
+    manifest.write(manifest.held_back(placed.held_back, images), tmp_path)
+    found = reader.read(str(tmp_path), manifest.TRIPLETS_FILE, manifest.GALLERY_FILE)
+    assert "a0" in found.gallery_ids("dress", "val")
+
+
 def test_the_same_queries_are_held_back_each_time_with_all_their_targets(base: Dataset) -> None:
     some = [
         learned("d1", target, text=f"text {n}") for n in range(400) for target in ("d3", "both")

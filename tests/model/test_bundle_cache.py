@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +85,25 @@ def test_the_bundles_used_last_stay_and_those_that_a_process_uses(tmp_path: Path
     cache.keep("stores/new", lambda folder: None, str(tmp_path))
     left = sorted(path.name for path in (tmp_path / "stores").iterdir())
     assert left == [*map(str, used[-cache.KEPT + 1 :]), "new"]
+
+
+def test_a_removal_that_breaks_off_leaves_no_half_of_a_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(cache.KEPT + 1):
+        folder = tmp_path / "stores" / f"{number}"
+        folder.mkdir(parents=True)
+        (folder / "old").write_text("x")
+        os.utime(folder, (number, number))
+
+    def breaks_off(folder: Path) -> None:
+        raise OSError("here the process was killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "shutil", SimpleNamespace(rmtree=breaks_off))
+        cache.keep("stores/new", lambda folder: None, str(tmp_path))
+    again = cache.keep("stores/0", lambda own: (own / "new").write_text("x"), str(tmp_path))
+    assert [path.name for path in again.iterdir()] == ["new"]
 
 
 def test_what_a_process_had_fetched_when_it_was_killed_goes_with_the_next_fetch(

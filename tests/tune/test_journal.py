@@ -133,6 +133,16 @@ def test_a_new_sweep_says_what_was_asked(tmp_path: Path) -> None:
     assert asked["settings"]["stage2.epochs"] == 100
 
 
+def test_passwords_are_not_kept_and_no_change(tmp_path: Path) -> None:
+    data = {"format": "fashioniq", "root": "https://ann:secret@host/set"}
+    opened(tmp_path, resume=False, data=data).write(TRIAL)
+    path = tmp_path / "tiny-sweep" / "sweep.json"
+    assert "secret" not in path.read_text()
+    assert opened(tmp_path, resume=True, data=data).trials() == [TRIAL]
+    path.write_text(path.read_text().replace("***", "secret"))  # of an earlier version
+    assert opened(tmp_path, resume=True, data=data).trials() == [TRIAL]
+
+
 def test_the_same_command_goes_on_with_the_sweep_that_is_there(tmp_path: Path) -> None:
     opened(tmp_path, resume=False).write(TRIAL)
     assert opened(tmp_path, resume=False).trials() == [TRIAL]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -161,6 +162,17 @@ def test_a_sweep_is_a_run_with_a_child_for_each_trial(tmp_path: Path) -> None:
     assert cli.parse(
         ["--config", best], prog="jobs/train.py", description=""
     ).config == space.configured(trials[0]["settings"])
+
+
+def test_what_is_left_for_train_has_no_password(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    tracking = settings.tracking.model_copy(update={"uri": "https://ann:secret@mlflow.corp"})
+    space = space_of(settings.model_copy(update={"tracking": tracking}))
+    trials = three()
+    best = outcome.files(space, trials, finalists(trials, 0), RESULT, METRIC)["best.yaml"].decode()
+    assert "secret" not in best
+    assert "# tracking.uri has a password and is not here" in best
+    assert yaml.safe_load(best)["tracking"]["enabled"] == tracking.enabled
 
 
 def test_figures_of_enough_trials(tmp_path: Path) -> None:

@@ -210,6 +210,21 @@ def test_a_head_without_weights_is_refused_whatever_it_says_of_itself(
     assert not (tmp_path / "runs" / "tiny" / "stage1").exists()
 
 
+def test_a_data_set_without_triplets_to_train_on_is_refused_before_anything_is_embedded(
+    mined: Mined, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "my.yaml"
+    tree = mined.config(tmp_path / "runs").model_dump(mode="json")
+    tree["data"] |= {"format": "fashioniq", "root": mined.run.path("catalogue")}
+    tree["compose"] |= {"when": "withhold"}
+    path.write_text(yaml.safe_dump(tree))
+    assert here(path) == 2
+    said = capsys.readouterr().err
+    assert "a sweep of this configuration would search nothing\n" in said
+    assert ".head sum" in said
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_mistyped_data_set_makes_no_folder(
     mined: Mined, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
