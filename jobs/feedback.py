@@ -81,8 +81,7 @@ def rules(parser: argparse.ArgumentParser) -> None:
 
 def main(options: cli.Options) -> None:
     asked = options.flags
-    asked.gallery = settings.address(asked.gallery, "gallery")
-    asked.pictures = settings.address(asked.pictures, "pictures")
+    asked.gallery, asked.pictures = settings.addresses(asked.gallery, asked.pictures)
     if not asked.gallery or not asked.out:
         raise ConfigError("feedback takes --gallery and --out", do="give both")
     out = cli.local("--out", asked.out)

@@ -42,8 +42,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "jobs/gallery.py") -> in
 
 
 def _run(options: argparse.Namespace) -> int | None:
-    options.gallery = settings.address(options.gallery, "gallery")
-    options.pictures = settings.address(options.pictures, "pictures")
+    options.gallery, options.pictures = settings.addresses(options.gallery, options.pictures)
     if not options.gallery:
         raise ConfigError(
             "no gallery is named", do=f"give --gallery, or set {settings.SERVICE}GALLERY"

@@ -43,8 +43,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def main(options: cli.Options) -> None:
     asked = options.flags
     if asked.bundle:
-        asked.gallery = settings.address(asked.gallery, "gallery")
-        asked.pictures = settings.address(asked.pictures, "pictures")
+        asked.gallery, asked.pictures = settings.addresses(asked.gallery, asked.pictures)
     if asked.gallery and asked.bundle:
         reembed_gallery(options)
     elif asked.gallery or asked.bundle or asked.pictures:

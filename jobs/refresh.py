@@ -66,8 +66,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def main(options: cli.Options) -> None:
     asked, config = options.flags, options.config
-    asked.gallery = settings.address(asked.gallery, "gallery")
-    asked.pictures = settings.address(asked.pictures, "pictures")
+    asked.gallery, asked.pictures = settings.addresses(asked.gallery, asked.pictures)
     _check(asked, config)
     Refresh(config, asked, _folder(asked, config)).run()
 

@@ -84,13 +84,18 @@ def parse_service(
     )
 
 
-def address(option: str, name: str) -> str:
-    """Return an option or, where it is empty, the service's setting of the environment.
+def addresses(gallery: str, pictures: str) -> tuple[str, str]:
+    """Return the options --gallery and --pictures, or the service's of the environment.
 
-    `name` is "gallery" or "pictures". Raises ConfigError for an option that holds a password.
+    Pictures of the environment are those of the gallery there, and of no other that is named.
+    Raises ConfigError for an option that holds a password.
     """
-    _refuse_password(f"--{name}", option, f"{SERVICE}{name.upper()}")
-    return option or os.environ.get(f"{SERVICE}{name.upper()}", "")
+    named = os.environ.get(f"{SERVICE}GALLERY", "")
+    _refuse_password("--gallery", gallery, f"{SERVICE}GALLERY")
+    _refuse_password("--pictures", pictures, f"{SERVICE}PICTURES")
+    if gallery in ("", named):
+        pictures = pictures or os.environ.get(f"{SERVICE}PICTURES", "")
+    return gallery or named, pictures
 
 
 class _Parser(argparse.ArgumentParser):

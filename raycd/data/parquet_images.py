@@ -15,6 +15,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import fsspec
@@ -29,6 +30,8 @@ from raycd.data.rows import is_read, refuse_twice, texts, with_decimals
 from raycd.errors import DataError
 from raycd.redact import without_passwords
 
+OPEN = 16  # files of each process
+PART = 256  # rows of a row group that are read at once
 KEPT_BYTES = 256 * 2**20  # of row groups, in each process; the one that was read last always stays
 _SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?:[-_.]|$)")
 ID = "image_id"
@@ -36,29 +39,28 @@ _NAMES = {"validation": "val", "valid": "val", "dev": "val"}
 
 
 class _Cache:
-    """Row groups of this process, least recently used first."""
+    """Open files and row groups of this process, least recently used first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: OrderedDict[tuple[Any, ...], tuple[pq.ParquetFile, list[int]]] = OrderedDict()
-        self._groups: OrderedDict[tuple[Any, ...], pa.Array] = OrderedDict()
+        self._files: OrderedDict[tuple[Any, ...], pq.ParquetFile] = OrderedDict()
+        self._starts: dict[tuple[Any, ...], list[int]] = {}  # see `_starts`; files may be closed
+        self._groups: OrderedDict[tuple[Any, ...], pa.ChunkedArray] = OrderedDict()
         self._bytes = 0  # of these groups: there may be thousands, too many to ask for each picture
 
     def picture(self, row: parts.PictureRow) -> bytes:
         """Return the bytes of a picture. Raises FileNotFoundError where the row has none."""
         with self._lock:
             key = _identity(row.file)
-            if key not in self._files:
-                self._files[key] = _opened(row.file)
-                while len(self._files) > 16:
-                    self._files.popitem(last=False)
-            file, starts = self._files[key]
+            if key not in self._starts:
+                self._starts[key] = _starts(self._file(key, row.file))
+            starts = self._starts[key]
             if row.row >= starts[-1]:
                 raise FileNotFoundError(f"{row.file} has {starts[-1]} rows, not row {row.row}")
             group = bisect_right(starts, row.row) - 1
             found = self._groups.pop((key, row.column, group), None)
             if found is None:
-                found = _read_group(file, row.column, group)
+                found = _read_group(self._file(key, row.file), row.column, group)
                 self._bytes += found.nbytes
             self._groups[key, row.column, group] = found
             while len(self._groups) > 1 and self._bytes > KEPT_BYTES:
@@ -67,6 +69,14 @@ class _Cache:
         if picture is None:
             raise FileNotFoundError(f"row {row.row} of {row.file} has no bytes of a picture")
         return bytes(picture)
+
+    def _file(self, key: tuple[Any, ...], path: str) -> pq.ParquetFile:
+        """Return an open file."""
+        file = self._files.pop(key, None) or _opened(path)
+        self._files[key] = file
+        while len(self._files) > OPEN:
+            self._files.popitem(last=False)
+        return file
 
 
 _cache = _Cache()
@@ -98,24 +108,26 @@ def _identity(file: str) -> tuple[Any, ...]:
     return (file, state.st_size, state.st_mtime_ns)
 
 
-def _opened(file: str) -> tuple[pq.ParquetFile, list[int]]:
-    """Return an open file, and the first row of each row group, and the number of rows."""
-    source: Any = file
-    if not is_local(file):
-        store, path = fsspec.url_to_fs(file)
-        source = store.open(path, "rb")
-    opened = pq.ParquetFile(source)
-    starts = [0]
-    for group in range(opened.num_row_groups):
-        starts.append(starts[-1] + opened.metadata.row_group(group).num_rows)
-    return opened, starts
+def _opened(file: str) -> pq.ParquetFile:
+    if is_local(file):
+        return pq.ParquetFile(file)
+    store, path = fsspec.url_to_fs(file)
+    return pq.ParquetFile(store.open(path, "rb"))
 
 
-def _read_group(file: pq.ParquetFile, column: str, group: int) -> pa.Array:
+def _starts(file: pq.ParquetFile) -> list[int]:
+    """Return the first row of each row group, and the number of rows."""
+    groups = map(file.metadata.row_group, range(file.num_row_groups))
+    return list(accumulate((group.num_rows for group in groups), initial=0))
+
+
+def _read_group(file: pq.ParquetFile, column: str, group: int) -> pa.ChunkedArray:
+    """Return the pictures of a row group, in parts: together they may be beyond 2 GiB."""
     inside = pa.types.is_struct(file.schema_arrow.field(column).type)
     name = f"{column}.bytes" if inside else column
-    array = file.read_row_group(group, columns=[name]).column(column).combine_chunks()
-    return pc.struct_field(array, "bytes") if inside else array
+    batches = file.iter_batches(PART, row_groups=[group], columns=[name])
+    parts = (batch.column(0) for batch in batches)
+    return pa.chunked_array([pc.struct_field(part, "bytes") if inside else part for part in parts])
 
 
 def image_column(schema: pa.Schema) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import posixpath
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO, TextIOWrapper
@@ -100,7 +101,7 @@ def _streamed(folder: Folder, name: str, columns: Sequence[str], size: int) -> I
                 yield pa.Table.from_batches([batch])
         elif extension == ".csv":
             with stores.opened(path) as head:
-                _check_quotes(head, name)
+                _check_form(head, name)
                 head.seek(0)
                 with _csv(head) as header:
                     names = header.schema.names
@@ -129,16 +130,25 @@ def _id(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _check_quotes(file: Any, name: str) -> None:
-    """Raise DataError where a quotation mark opens a field and none closes it.
+def _check_form(file: Any, name: str) -> None:
+    """Raise DataError where semicolons or tabs part the columns, or a quotation mark is not closed.
 
-    Arrow would take all rows up to the next one for a text.
+    Arrow would take all rows up to the next mark for a text.
     """
     csv.field_size_limit(sys.maxsize)
     began, text = 1, TextIOWrapper(file, "utf-8-sig", errors="replace", newline="")
     lines = csv.reader(text, strict=True)
     try:
-        for _ in lines:
+        for fields in lines:
+            if began == 1 and len(fields) == 1 and (found := re.search("[;\t]", fields[0])):
+                raise DataError(
+                    f"the columns of {name} are not parted by commas",
+                    got="tabs"
+                    if found[0] == "\t"
+                    else "semicolons, as Excel writes in many countries",
+                    expected="commas",
+                    do="save it with commas, or as Parquet",
+                )
             began = lines.line_num + 1
     except csv.Error as error:
         raise DataError(
@@ -218,7 +228,7 @@ def _arrow(
             table = file.read(columns=[field.name for field in schema if is_read(field)])
             table.validate(full=True)  # refuses texts that are not UTF-8
             return _only(table, is_read), [name.strip() for name in schema.names]
-        _check_quotes(BytesIO(data), name)
+        _check_form(BytesIO(data), name)
         parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
         with pyarrow.csv.open_csv(BytesIO(data), parse_options=parse) as header:
             text = dict.fromkeys(header.schema.names, pa.string())

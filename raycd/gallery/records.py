@@ -5,6 +5,7 @@ Shapes: G images, D feature size.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,12 +14,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 MAX_ID = 512  # characters of an image's id
+_UNWRITTEN = {"Cc", "Cs", "Cn", "Zl", "Zp"}  # controls, no characters, ends of lines
 
 
 def is_usable_id(image_id: str) -> bool:
-    """Return whether somebody can type and read an id, and a URL leads to it."""
-    typed = 0 < len(image_id) <= MAX_ID and image_id.isprintable() and image_id == image_id.strip()
-    return typed and image_id not in (".", "..")
+    """Return whether somebody can write and read an id, and a URL leads to it.
+
+    Names of files have spaces and joiners of many kinds (macOS's screenshots, Persian, emoji).
+    """
+    if not 0 < len(image_id) <= MAX_ID or image_id != image_id.strip() or image_id in (".", ".."):
+        return False
+    return image_id.isprintable() or not _UNWRITTEN & set(map(unicodedata.category, image_id))
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,8 @@ class Checked:
     """Faults of the database."""
     named: int
     """Number of pictures that images name."""
+    uploaded: int
+    """How many of them are among the pictures that the service keeps."""
     lost: list[str]
     """Images whose pictures are not there."""
     orphans: list[str]
@@ -84,10 +86,12 @@ def check(stored: StoredGallery) -> Checked:
         wrong += _violations(connection)
     # Listed before the rows are read: the service writes a picture before the row that names it.
     unnamed = set(stored.pictures or ())
-    named, gone, elsewhere = 0, dict[str, str](), dict[str, str]()
+    named, uploaded, gone, elsewhere = 0, 0, dict[str, str](), dict[str, str]()
+    there = frozenset(unnamed)
     for row in stored.rows():
         if row.path is not None:
             named += 1
+            uploaded += row.path in there
             if row.path not in unnamed:
                 elsewhere[row.image_id] = row.path
             unnamed.discard(row.path)
@@ -104,6 +108,7 @@ def check(stored: StoredGallery) -> Checked:
         gallery_db.encoders(),
         wrong,
         named,
+        uploaded,
         lost,
         sorted(unnamed),
     )
@@ -126,6 +131,14 @@ def remove_orphans(stored: StoredGallery, found: Checked) -> int:
         )
     if stored.pictures is None:
         return 0
+    if found.orphans and not found.uploaded:
+        raise GalleryError(
+            "nothing was removed: no image of this gallery names any of these pictures, so they "
+            "may be another gallery's",
+            "damaged",
+            got=f"{len(found.orphans)} pictures",
+            do="check --gallery and --pictures; if they are this gallery's, remove them by hand",
+        )
     old = [location for location in found.orphans if _age(stored.pictures, location) > SETTLED]
     for location in old:
         stored.pictures.remove(location)

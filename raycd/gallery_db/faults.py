@@ -68,15 +68,15 @@ def translate_errors(what: str, url: str) -> Iterator[None]:
             expected="Unicode text without the character NUL",
         ) from error
     except SQLAlchemyError as error:
-        reason = _reason(error)
-        if reason is None:
+        found = reason(error)
+        if found is None:
             raise
         said = str(error.orig if isinstance(error, DBAPIError) else error).strip()
         raise GalleryError(
             f"{what} failed: {without_passwords(url)}",
-            reason,
+            found,
             got=without_passwords(said.partition("\n")[0]),
-            do=DO[reason],
+            do=DO[found],
         ) from error
 
 
@@ -85,7 +85,7 @@ def of_file(error: OSError) -> Reason:
     return _FILES.get(error.errno or 0, "unreachable")
 
 
-def _reason(error: SQLAlchemyError) -> Reason | None:
+def reason(error: SQLAlchemyError) -> Reason | None:
     """Return the reason of a failure; None for a mistake of ours."""
     if not isinstance(error, DBAPIError):
         return "unreachable" if "timeout" in type(error).__name__.lower() else None

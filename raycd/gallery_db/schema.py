@@ -10,8 +10,10 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from raycd.errors import GalleryError
+from raycd.gallery_db import faults
 from raycd.gallery_db.database import writing
 
 VERSION_TABLE = "raycd_schema"
@@ -51,6 +53,8 @@ def upgrade(engine: Engine, migrations: Path = MIGRATIONS) -> None:
             with _ONE_AT_A_TIME:
                 command.upgrade(config, "head")
         except Exception as error:  # a migration is code and may raise anything
+            if isinstance(error, SQLAlchemyError) and faults.reason(error) is not None:
+                raise  # of the disk or the server: whoever called says what to do
             first = str(error).partition("\n")[0]
             raise GalleryError(
                 "the gallery's database could not be brought to this version's schema; "

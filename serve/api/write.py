@@ -52,7 +52,6 @@ def router(asked: Asked, prefix: str) -> APIRouter:
         """Remove an image, its picture included. Answered when that is on the disk."""
         replica = to.replica
         writer = writable(replica)
-        check_id(image_id)
         with replica.writes.slot():
             async with replica.deadline(then=UNKNOWN):
                 done = await writer.delete(image_id, replica.engine.searcher)
@@ -95,19 +94,14 @@ async def put_one(replica: Replica, writer: Writer, image_id: str, sent: SentIma
     )
 
 
-def check_id(image_id: str) -> None:
-    """Raise ProblemError for an id that nobody could type or read."""
-    if not is_usable_id(image_id) and image_id not in (".", ".."):
-        expected = f"1 to {MAX_ID} printable characters without spaces around them"
-        raise problems.wrong_field(
-            "image_id", f"got {len(image_id)} characters, expected {expected}"
-        )
-
-
 def check_new_id(image_id: str) -> None:
-    """Raise ProblemError, too, for an id that no URL leads to: clients resolve it as a folder."""
-    check_id(image_id)
-    if not is_usable_id(image_id):
+    """Raise ProblemError for an id that nobody could write or read, or that no URL leads to."""
+    if image_id in (".", ".."):  # clients resolve it as a folder
         raise problems.wrong_field(
             "image_id", f"{image_id} cannot be an id: no address leads to it"
+        )
+    if not is_usable_id(image_id):
+        expected = f"1 to {MAX_ID} characters in one line, without spaces around them"
+        raise problems.wrong_field(
+            "image_id", f"got {len(image_id)} characters, expected {expected}"
         )

@@ -54,8 +54,8 @@ class Unencoded:
             raise GalleryError(
                 "the gallery's images are not encoded by this bundle's encoder",
                 "mismatch",
-                got=f"{missing} images without features of encoder {self._fingerprint[:12]}",
-                expected=f"at most {ENCODED}, which the service encodes itself",
+                got=f"more without features of encoder {self._fingerprint[:12]} than the "
+                f"{ENCODED:,} that the service encodes itself",
                 do=f"run {called('jobs/index.py')} with this --bundle and --gallery first; "
                 "the running service goes on meanwhile",
             )

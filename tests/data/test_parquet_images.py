@@ -156,6 +156,41 @@ def test_what_many_row_groups_take_is_counted_when_they_are_read_and_bounded(
     assert 1 < len(cache._groups) < 6
 
 
+def test_of_more_files_than_are_open_those_are_opened_whose_pictures_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet_images, "OPEN", 2)
+    opened, real = list[str](), parquet_images._opened
+
+    def counted(path: str) -> pq.ParquetFile:
+        opened.append(path)
+        return real(path)
+
+    monkeypatch.setattr(parquet_images, "_opened", counted)
+    paths = [str(tmp_path / f"{n}.parquet") for n in range(4)]
+    for n, path in enumerate(paths):
+        table = pa.table({"image": [bytes([n, row]) for row in range(6)]})
+        pq.write_table(table, path, row_group_size=3)
+    cache = parquet_images._Cache()
+    for row in (0, 1, 2, 3, 4, 5):
+        for n, path in enumerate(paths):
+            assert cache.picture(parts.PictureRow(path, "image", row)) == bytes([n, row])
+    assert opened == [*paths, *paths]  # once for each row group
+
+
+def test_a_row_group_of_many_rows_is_read_in_parts(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow cannot hold 2 GiB of pictures in one piece."""
+    monkeypatch.setattr(parquet_images, "PART", 2)
+    path = f"{root}/data/train-00000-of-00002.parquet"
+    file = pq.ParquetFile(path)
+    group = parquet_images._read_group(file, "image", 0)
+    assert group.num_chunks > 1
+    expected = file.read_row_group(0, columns=["image.bytes"]).column("image").to_pylist()
+    assert [{"bytes": one} for one in group.to_pylist()] == expected
+
+
 def test_the_state_of_a_picture_is_that_of_its_file(root: Path) -> None:
     path = root / "data/train-00000-of-00002.parquet"
     rows = [parts.in_row(str(path), "image", row) for row in (0, 5)]

@@ -35,6 +35,18 @@ def test_a_quotation_mark_that_nothing_closes_swallows_no_rows(tmp_path: Path, t
         keys(tmp_path / "gallery.csv")
 
 
+@pytest.mark.parametrize(("sign", "said"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_table_without_commas_is_told(tmp_path: Path, sign: str, said: str) -> None:
+    text = "image_id,path,title\na,a.jpg,T\n".replace(",", sign).replace("T", "red, long")
+    (tmp_path / "gallery.csv").write_text(text, encoding="utf-8")
+    for read in (
+        lambda: manifest.read(str(tmp_path), None, "gallery.csv"),
+        lambda: keys(tmp_path / "gallery.csv"),
+    ):
+        with pytest.raises(DataError, match=rf"gallery\.csv are not parted by commas\n.*{said}"):
+            read()
+
+
 def test_marks_and_lines_inside_of_fields_are_read(tmp_path: Path) -> None:
     text = '\ufeffimage_id,path,title\r\n"a ",a.jpg,"a 7"" lamp\nwith foot"\r\n b,b.jpg,5" heel\r\n'
     (tmp_path / "gallery.csv").write_bytes(text.encode())

@@ -16,11 +16,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import URL, text
+from sqlalchemy import URL, event, text
 
 from raycd.errors import GalleryError
 from raycd.gallery.records import Put
-from raycd.gallery_db import GalleryDatabase, database, schema
+from raycd.gallery_db import GalleryDatabase, database, faults, schema
 from tests.gallery_db.values import CLIP, put
 from tests.postgres import Postgres
 
@@ -123,6 +123,20 @@ def test_a_full_disk_is_told_and_what_was_there_stays(tmp_path: Path) -> None:
         with gallery_db._engine.connect() as connection:
             connection.execute(text("PRAGMA max_page_count = 1000000"))
         assert gallery_db.write([put("b")], CLIP)[0].version == before + 1
+
+
+def test_a_disk_that_is_full_when_the_tables_are_made_is_no_migration_that_failed(
+    tmp_path: Path,
+) -> None:
+    engine = database.engine(database.address(str(tmp_path / "gallery.sqlite")), busy_s=1)
+    event.listen(engine, "connect", lambda own, _: own.execute("PRAGMA max_page_count = 3"))
+    with (
+        pytest.raises(GalleryError) as caught,
+        faults.translate_errors("opening the gallery's database", "sqlite"),
+    ):
+        schema.upgrade(engine)
+    assert caught.value.reason == "full"
+    engine.dispose()
 
 
 def test_a_disk_that_is_really_full_is_told(tmp_path: Path) -> None:

@@ -84,6 +84,11 @@ def _jpegs() -> list[Odd]:
             **wide,
         ),
         broken("jpeg-of-1000-scans", progressive[:-2] + last * 1000 + progressive[-2:]),
+        # Each byte of the run may begin a marker: looked at from each, it takes minutes
+        broken(
+            "jpeg-of-a-run-of-ff",
+            plain[: plain.index(b"\xff\xda")] + b"\xff" * 150_000 + b"\0" + b"\xff\xda" * 99,
+        ),
         broken("jpeg-adobe-short", plain[:2] + b"\xff\xee\x00\x07Adobe" + plain[2:]),
         broken("jpeg-cut-in-the-header", plain[:60]),
         broken("jpeg-cut-in-the-pixels", saved(noise(), "JPEG", **best)[:1500]),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
-from raycd.gallery.records import Put
+from raycd.gallery.records import Delete, Put
 from raycd.gallery_db import GalleryDatabase, database
 from raycd.gallery_db.check import SETTLED
 from raycd.gallery_db.pictures import Pictures
@@ -80,6 +80,9 @@ def test_nothing_is_mended_where_the_pictures_may_be_anothers(
     os.utime(path, (0, 0))
     assert run("check", url, others, "--mend") == 2
     assert "nothing was removed" in capsys.readouterr().err
+    gallery_db.write([Delete("uploaded")], OURS)  # now none of its images names a picture
+    assert run("check", url, others, "--mend") == 2
+    assert "they may be another gallery's" in capsys.readouterr().err
     assert path.exists()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs import feedback, gallery
-from raycd.config import cli
+from raycd.config import cli, settings
 from raycd.gallery_db import GalleryDatabase
 
 
@@ -96,3 +96,14 @@ def test_the_gallery_may_be_named_by_the_environment_of_the_service(
     monkeypatch.setenv("RAYCD_SERVE__GALLERY", str(tmp_path / "no.sqlite"))
     assert gallery.main(["check"]) == 2
     assert "there is no gallery" in capsys.readouterr().err
+
+
+def test_pictures_of_the_environment_are_of_its_gallery_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAYCD_SERVE__GALLERY", "ours.sqlite")
+    monkeypatch.setenv("RAYCD_SERVE__PICTURES", "s3://ours")
+    assert settings.addresses("", "") == ("ours.sqlite", "s3://ours")
+    assert settings.addresses("ours.sqlite", "") == ("ours.sqlite", "s3://ours")
+    assert settings.addresses("", "s3://other") == ("ours.sqlite", "s3://other")
+    assert settings.addresses("test.sqlite", "") == ("test.sqlite", "")

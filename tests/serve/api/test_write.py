@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -160,6 +161,18 @@ def test_a_feature_must_be_a_vector_of_this_encoder(live: httpx.Client, encoder:
 @pytest.mark.parametrize("image_id", ["%20", "a%09b", "x" * 513, "%20a"])
 def test_an_id_that_nobody_could_type_is_refused(live: httpx.Client, image_id: str) -> None:
     assert fields(problem(put(live, image_id, noise(4)), 422)) == ["image_id"]
+    problem(live.delete(f"/v1/gallery/{image_id}"), 404)  # a bundle's may be anything
+
+
+@pytest.mark.parametrize(
+    "image_id", ["Screen\u202fAM", "\u3000 x".strip(), "a\u00a0b", "\u0645\u200c\u06cc"]
+)
+def test_names_of_files_with_unusual_spaces_and_joiners_are_ids(
+    live: httpx.Client, image_id: str
+) -> None:
+    path = quote(image_id, safe="")
+    assert put(live, path, noise(4)).json()["image_id"] == image_id
+    assert live.delete(f"/v1/gallery/{path}").status_code == 200
 
 
 def lines(*items: Any) -> bytes:
