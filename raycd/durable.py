@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -38,6 +39,16 @@ def replace_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder under another name: a kill leaves no half of it under its own.
+
+    What cannot be removed (on NFS a file that is open) stays for `remove_halves`.
+    """
+    gone = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{WRITING}")
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextmanager

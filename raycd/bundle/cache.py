@@ -17,7 +17,7 @@ from pathlib import Path
 
 from raycd import bundle, stores
 from raycd.bundle.manifest import MANIFEST
-from raycd.durable import WRITING, create_folder_once
+from raycd.durable import WRITING, create_folder_once, remove_folder
 from raycd.errors import WeightsError
 from raycd.redact import without_passwords
 from raycd.run import local_copy
@@ -68,9 +68,8 @@ def keep(name: str, fill: Callable[[Path], object], cache: str = CACHE) -> Path:
     folder = root / name
 
     def made(fresh: Path) -> None:
-        for left in folder.parent.glob(
-            f".*{WRITING}"
-        ):  # of killed processes: this one has the lock
+        # Of killed processes: this one has the lock
+        for left in folder.parent.glob(f".*{WRITING}"):
             if left != fresh:
                 shutil.rmtree(left, ignore_errors=True)
         fill(fresh)
@@ -101,9 +100,6 @@ def _remove_unused(root: Path) -> None:
             descriptor = os.open(folder, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Killed here, it leaves no half of a bundle under a bundle's name
-                gone = folder.with_name(f".{folder.name}.{os.getpid()}{WRITING}")
-                folder.rename(gone)
-                shutil.rmtree(gone)
+                remove_folder(folder)
             finally:
                 os.close(descriptor)

@@ -19,7 +19,7 @@ from pydantic import create_model
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 from typing_extensions import TypeVar
 
-from raycd import __version__
+from raycd import __version__, progress
 from raycd.config import Config, Section, field_types, flatten, layers, presets
 from raycd.config.layers import COMMAND_LINE, PREFIX, Layer
 from raycd.errors import ConfigError
@@ -87,15 +87,24 @@ def parse_service(
 def addresses(gallery: str, pictures: str) -> tuple[str, str]:
     """Return the options --gallery and --pictures, or the service's of the environment.
 
-    Pictures of the environment are those of the gallery there, and of no other that is named.
-    Raises ConfigError for an option that holds a password.
+    Pictures of the environment are those of the gallery there, and of no other that is named: then
+    it says so. Raises ConfigError for an option that holds a password.
     """
-    named = os.environ.get(f"{SERVICE}GALLERY", "")
+    named, kept = (os.environ.get(f"{SERVICE}{own}", "") for own in ("GALLERY", "PICTURES"))
     _refuse_password("--gallery", gallery, f"{SERVICE}GALLERY")
     _refuse_password("--pictures", pictures, f"{SERVICE}PICTURES")
-    if gallery in ("", named):
-        pictures = pictures or os.environ.get(f"{SERVICE}PICTURES", "")
+    if kept and not pictures:
+        if not (gallery and named) or _place(gallery) == _place(named):
+            pictures = kept
+        else:
+            progress.say(f"{SERVICE}PICTURES is of another gallery than --gallery, and left out")
     return gallery or named, pictures
+
+
+def _place(gallery: str) -> str:
+    """Return where a gallery is, however it is written: without user and password."""
+    scheme, sign, place = gallery.partition("://")
+    return place.rpartition("@")[2] if sign else os.path.realpath(os.path.expanduser(scheme))
 
 
 class _Parser(argparse.ArgumentParser):

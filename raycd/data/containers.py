@@ -9,7 +9,7 @@ import zlib
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SHOWN = (b"tRNS", b"eXIf")  # chunks that a PNG may lack, and that change how it looks
 # The last of several 0xFF is the marker's; a + would try each run of them from each of its bytes
-_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
 _START_OF_SCAN, _END = 0xDA, 0xD9
 
 

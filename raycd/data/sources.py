@@ -220,9 +220,4 @@ def _is_pattern(source: str) -> bool:
 
 def _names(folder: str) -> list[str]:
     """Return the sorted names in a folder; none where it is absent or a file."""
-    file_system, path = open_uri(folder)
-    try:
-        found = stores.ask(folder, partial(file_system.ls, path, detail=False))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(posixpath.basename(str(each).rstrip("/")) for each in found)
+    return stores.names(folder, *open_uri(folder))

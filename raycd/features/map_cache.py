@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from raycd import stores
 from raycd.errors import DataError
 from raycd.features import shards
 from raycd.features.shards import ShardPlan
@@ -66,8 +67,8 @@ def begin(uri: str, plan: ShardPlan, form: Form) -> None:
     file_system, path = open_uri(uri)
     for pattern in ("part-*.parquet", "*.npy"):  # no part is there without its values
         find = partial(file_system.glob, posixpath.join(glob.escape(path), pattern))
-        for found in shards.ask(uri, find):
-            shards.ask(uri, partial(file_system.rm_file, found), "writing")
+        for found in stores.ask(uri, find):
+            stores.ask(uri, partial(file_system.rm_file, found), doing="writing")
     shards.write_file(posixpath.join(uri, SHAPE), form.json().encode())
     shards.begin(uri, plan)
 

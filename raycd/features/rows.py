@@ -58,7 +58,7 @@ class TableRows:
         """
         uri = posixpath.join(self.uri, shards.ROWS)
         try:
-            own = shards.ask(uri, partial(self._read, uri, shard * self.shard_rows))
+            own = stores.ask(uri, partial(self._read, uri, shard * self.shard_rows))
         except FileNotFoundError as error:
             raise DataError(
                 f"a worker does not find {uri}",

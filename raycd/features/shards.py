@@ -18,7 +18,7 @@ import posixpath
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from io import BytesIO
@@ -33,7 +33,6 @@ from raycd import stores
 from raycd.durable import replace_file
 from raycd.errors import DataError
 from raycd.run import open_uri
-from raycd.stores import Doing
 
 PLAN, ROWS = "shards.json", "rows.parquet"
 BLOCK = 1024  # rows of a shard, at most, unless that makes more than MOST shards
@@ -76,7 +75,7 @@ def read_plan(uri: str) -> ShardPlan | None:
     """Return the plan of a folder; None where there is none yet. Raises DataError."""
     file_system, path = open_uri(posixpath.join(uri, PLAN))
     try:
-        data = ask(uri, lambda: file_system.cat_file(path))
+        data = stores.ask(uri, lambda: file_system.cat_file(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
@@ -106,7 +105,7 @@ def parts(uri: str) -> dict[int, str]:
 def remove(part: str) -> None:
     """Remove a shard, by its path or URI."""
     file_system, path = open_uri(part)
-    ask(part, partial(file_system.rm_file, path), "writing")
+    stores.ask(part, partial(file_system.rm_file, path), doing="writing")
 
 
 def write(uri: str, number: int, table: pa.Table) -> None:
@@ -141,9 +140,4 @@ def write_file(uri: str, content: bytes | memoryview | Path) -> None:
         if not whole:
             file_system.mv(first, path)
 
-    ask(uri, put, "writing")
-
-
-def ask(uri: str, question: Callable[[], Answer], doing: Doing = "reading") -> Answer:
-    """Ask a store with patience, the local disk once (`stores.ask`)."""
-    return stores.ask(uri, question, doing=doing)
+    stores.ask(uri, put, doing="writing")

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from raycd import stores
 from raycd.data import damaged
 from raycd.data.folder import is_local
 from raycd.data.missing import ImageReport
@@ -71,7 +72,7 @@ class Stored:
             return cls(tuple(found.values()))
         for file in (uri, f"{uri}.parquet"):
             file_system, path = open_uri(file)
-            if shards.ask(file, partial(file_system.isfile, path)):
+            if stores.ask(file, partial(file_system.isfile, path)):
                 return cls((file,))
         raise DataError(
             f"there are no features at {uri}",
@@ -198,6 +199,6 @@ def _opened(part: str, use: Callable[[pq.ParquetFile], Answer]) -> Answer:
             return use(pq.ParquetFile(far))
 
     try:
-        return shards.ask(part, whole)
+        return stores.ask(part, whole)
     except FileNotFoundError as error:
         raise DataError(what, got=error, do=do) from error

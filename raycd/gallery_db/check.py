@@ -118,8 +118,8 @@ def remove_orphans(stored: StoredGallery, found: Checked) -> int:
     """Remove the pictures that no image has named for SETTLED; return how many.
 
     Raises:
-        GalleryError: Something else is wrong, so that the pictures may belong to another gallery;
-            or their store fails.
+        GalleryError: Something else is wrong, or no image names any of the pictures, so that they
+            may belong to another gallery; or their store fails.
     """
     if found.faults or found.lost:
         raise GalleryError(
@@ -131,15 +131,15 @@ def remove_orphans(stored: StoredGallery, found: Checked) -> int:
         )
     if stored.pictures is None:
         return 0
-    if found.orphans and not found.uploaded:
+    old = [location for location in found.orphans if _age(stored.pictures, location) > SETTLED]
+    if old and not found.uploaded:
         raise GalleryError(
             "nothing was removed: no image of this gallery names any of these pictures, so they "
             "may be another gallery's",
             "damaged",
-            got=f"{len(found.orphans)} pictures",
+            got=f"{len(old)} pictures",
             do="check --gallery and --pictures; if they are this gallery's, remove them by hand",
         )
-    old = [location for location in found.orphans if _age(stored.pictures, location) > SETTLED]
     for location in old:
         stored.pictures.remove(location)
     return len(old)

@@ -197,7 +197,7 @@ def _files(uri: str) -> list[str]:
         names = sorted(posixpath.basename(str(one)) for one in file_system.ls(path, detail=False))
         return [posixpath.join(uri, name) for name in names if name.endswith(".parquet")]
 
-    found = shards.ask(uri, listed)
+    found = stores.ask(uri, listed)
     if not found:
         raise DataError(
             f"there is nothing to import at {without_passwords(uri)}",

@@ -89,7 +89,8 @@ def in_bf16(query_BD: Tensor, unit_PD: Tensor, depth: int) -> tuple[Tensor, Tens
 def cut_off(unit_ND: Tensor) -> float:
     """Return the length of the longest vector that bf16 cuts off one of these."""
     parts = (part - part.bfloat16().float() for part in torch.split(unit_ND, SMALL_BLOCK))
-    return max(float(torch.linalg.vector_norm(part, dim=1).max()) for part in parts)
+    lengths = (torch.linalg.vector_norm(part, dim=1) for part in parts if len(part))
+    return max((float(length_N.max()) for length_N in lengths), default=0.0)
 
 
 def at_most(score_B: Tensor, dim: int, kind: Arithmetic, cut: float = 0.0) -> Tensor:

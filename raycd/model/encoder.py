@@ -278,12 +278,15 @@ def _pretrained(config: EncoderConfig) -> Encoder:
 
 def _saved_on_hub(name: str) -> Path | None:
     """Download a model of the hub that raycd saved, of which open_clip does not read all."""
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         hf_hub_download(name, PREPROCESS)
-    except EntryNotFoundError:
+    except EntryNotFoundError as error:
+        # That the hub does not answer says nothing of the file, unless it is not to be asked
+        if isinstance(error, LocalEntryNotFoundError) and not constants.HF_HUB_OFFLINE:
+            raise
         return None
     return Path(snapshot_download(name, ignore_patterns="README.md"))
 
@@ -367,16 +370,18 @@ def _encoder(
 def fold_batch_norms(module: nn.Module) -> None:
     """Fold batch norms into the convolutions before them: the same function in fewer steps.
 
-    `module` is in eval mode and will only answer. Folded are convN and bnN in CLIP's ResNets, and
-    a convolution right before a batch norm in a Sequential. A folded batch norm becomes the
-    identity.
+    `module` is in eval mode and will only answer. Folded are convN and bnN in CLIP's and timm's
+    ResNets, and a convolution right before a batch norm in a Sequential. A folded batch norm
+    becomes the identity.
     """
     from open_clip.modified_resnet import Bottleneck, ModifiedResNet
+    from timm.models import resnet
 
+    known = (Bottleneck, ModifiedResNet, resnet.BasicBlock, resnet.Bottleneck, resnet.ResNet)
     children = dict(module.named_children())
     names, pairs = list(children), list[tuple[str, str]]()
     # The same names mean another order in other networks, as in pre-activation ResNets
-    if type(module) in (Bottleneck, ModifiedResNet):
+    if type(module) in known:
         pairs = [(name, name.replace("conv", "bn")) for name in names if name.startswith("conv")]
     elif type(module).forward is nn.Sequential.forward:
         pairs = list(pairwise(names))

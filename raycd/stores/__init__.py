@@ -89,8 +89,9 @@ def names(
 
     Raises as `ask`.
     """
+    store.invalidate_cache(path)  # not every store's ls takes `refresh`
     try:
-        found = ask(uri, partial(store.ls, path, detail=False, refresh=True), kind=kind)
+        found = ask(uri, partial(store.ls, path, detail=False), kind=kind)
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(posixpath.basename(str(each).rstrip("/")) for each in found)

@@ -143,8 +143,9 @@ class FolderLease:
             return numbers[-1], {"holder": "somebody"}  # not of this program: it expires
 
     def _numbers(self) -> list[int]:
+        self._store.invalidate_cache(self._folder)
         try:
-            listed = self._store.ls(self._folder, detail=False, refresh=True)
+            listed = self._store.ls(self._folder, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
         names = (posixpath.basename(str(each)) for each in listed)

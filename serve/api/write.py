@@ -52,11 +52,14 @@ def router(asked: Asked, prefix: str) -> APIRouter:
         """Remove an image, its picture included. Answered when that is on the disk."""
         replica = to.replica
         writer = writable(replica)
+        missing = ProblemError(404, f"the gallery has no image {image_id!r}")
+        if "\0" in image_id:  # which PostgreSQL refuses, together with the writes of others
+            raise missing
         with replica.writes.slot():
             async with replica.deadline(then=UNKNOWN):
                 done = await writer.delete(image_id, replica.engine.searcher)
         if not done.existed:
-            raise ProblemError(404, f"the gallery has no image {image_id!r}")
+            raise missing
         return Written(image_id=image_id, version=done.version)
 
     return routes

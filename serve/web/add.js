@@ -110,13 +110,19 @@ function use(imageId) {
 async function send(some) {
   sending += some.length;
   showState();
-  await proposing;
-  additions.forEach((one) => one.check(additions));
-  if (some.length === 0 || !byId("add-form").reportValidity()) {
+  try {
+    await proposing;
+    additions.forEach((one) => one.check(additions));
+    if (some.length === 0 || !byId("add-form").reportValidity()) return;
+    await sendNew(some);
+  } finally {
     sending -= some.length;
     showState();
-    return;
   }
+  finish(some);
+}
+
+async function sendNew(some) {
   const labels = readLabels();
   try {
     const there = await known(some.filter((one) => !one.replaces).map((one) => one.id));
@@ -129,8 +135,6 @@ async function send(some) {
   } catch (problem) {
     some.forEach((one) => one.fail(problem));
   }
-  sending -= some.length;
-  finish(some);
 }
 
 async function sendAll(some, labels) {

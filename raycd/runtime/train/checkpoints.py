@@ -14,8 +14,6 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-import shutil
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -25,7 +23,7 @@ from typing import Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from raycd import scratch, stores
-from raycd.durable import WRITING, remove_halves, replace_folder
+from raycd.durable import remove_folder, remove_halves, replace_folder
 from raycd.errors import RunError, WeightsError, brief
 from raycd.run import local_copy, open_uri
 from raycd.train.checkpoint import HISTORY, MID_EPOCH, TrainingState, read_history
@@ -170,10 +168,7 @@ class Checkpoints:
 
     def _remove(self, name: str) -> None:
         if self._is_local:
-            # Renamed first: a kill, or a file that is open (NFS), leaves no half of a checkpoint
-            gone = Path(self._path, f".{name}.{uuid.uuid4().hex}{WRITING}")
-            Path(self._path, name).rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            remove_folder(Path(self._path, name))
             return
         path = posixpath.join(self._path, name)
 

@@ -28,6 +28,7 @@ from ray.train.torch import TorchConfig
 from raycd import progress, stores
 from raycd.config import Config, cli
 from raycd.data.folder import is_local
+from raycd.data.images import BrokenImage
 from raycd.distributed import world_size
 from raycd.errors import ConfigError, DataError, RaycdError, RunError, TrainingError, WeightsError
 from raycd.model import threads
@@ -49,7 +50,7 @@ TIMEOUT_S = 7200  # that workers wait for the first, which alone judges an epoch
 STORAGE = ".train"  # folder of checkpoints in a run's folder
 CHECKPOINTS = "checkpoints"  # of a stage's record: its folder there, left over by a killed job
 RESIZE_EVERY = 60.0  # seconds between two looks for machines that have joined
-_LASTING = (ConfigError, DataError, WeightsError)  # the same on every try
+_LASTING = (ConfigError, BrokenImage, WeightsError)  # the same on every try
 
 MakeTask = Callable[[Mapping[str, Any], Config, torch.device], Task[Any]]
 

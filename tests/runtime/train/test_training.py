@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from raycd import program, progress
+from raycd import program, progress, stores
 from raycd.config import Config, TrainConfig
+from raycd.data.images import BrokenImage
 from raycd.errors import ConfigError, DataError, RaycdError, TrainingError, WeightsError
 from raycd.model.loss import batch_classification_loss
 from raycd.runtime import cluster
@@ -242,13 +243,16 @@ def worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind", [ConfigError, DataError, WeightsError])
+LASTING = [ConfigError("no"), BrokenImage("no", reason="missing"), WeightsError("no")]
+
+
+@pytest.mark.parametrize("error", LASTING)
 @pytest.mark.parametrize("where", ["at the start", "in a step"])
 def test_an_error_of_the_only_worker_that_is_the_same_on_every_try_is_not_tried_again(
-    worker: dict[str, Any], kind: type[RaycdError], where: str, monkeypatch: pytest.MonkeyPatch
+    worker: dict[str, Any], error: RaycdError, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> Any:
-        raise kind("it cannot be", do="see to it")
+        raise error
 
     def make(inputs: Any, config: Config, device: torch.device) -> Any:
         toy = make_toy(inputs, config, device)
@@ -256,10 +260,21 @@ def test_an_error_of_the_only_worker_that_is_the_same_on_every_try_is_not_tried_
         return toy
 
     worker["make"] = refuse if where == "at the start" else make
-    told = training._run({"spec": worker})
-    assert isinstance(told, kind)
+    assert training._run({"spec": worker}) is error
     monkeypatch.setattr(training, "world_size", lambda: 2)  # the other one is in a step
-    with pytest.raises(kind):
+    with pytest.raises(type(error)):
+        training._run({"spec": worker})
+
+
+def test_a_store_that_does_not_answer_is_tried_again(
+    worker: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away() -> Any:
+        raise ConnectionError("it is away")
+
+    monkeypatch.setattr(stores, "WAITS", ())
+    worker["make"] = lambda *_: stores.ask("s3://bucket/image.jpg", away)
+    with pytest.raises(DataError, match="does not answer"):
         training._run({"spec": worker})
 
 
