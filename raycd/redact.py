@@ -11,7 +11,7 @@ _FOLDERS = re.compile(
 )
 # A user may be an address, ann@corp; the password of a database may have a slash, which SQLAlchemy
 # takes: it ends at the last @ before a query
-_DATABASE = r"\b(?:postgres(?:ql)?|mysql|mariadb|mssql|oracle)(?:\+\w+)?"
+_DATABASE = r"\b(?:postgres(?:ql)?|mysql|mariadb|mssql|oracle|milvus)(?:\+\w+)?"
 _PASSWORD = re.compile(rf"({_DATABASE}://[^\s/:]*:)[^\s?#]*@|(://[^\s/:]*:)[^\s/]*@")
 _LOGIN = re.compile(rf"{_DATABASE}://[^\s/:]*:[^\s?#]*@[^\s/]*|://[^\s/:]*:[^\s/]*@[^\s/]*")
 _SIGNATURE = re.compile(

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from raycd.config import cli
 from raycd.config.settings import Options, parse_service
 from raycd.errors import ConfigError, RaycdError, RunError, WeightsError, called
+from raycd.gallery_db.stored import sqlite_file
 from raycd.gallery_engine.address import Address
 from serve.args import DEFAULT, NO_GALLERY, REGISTRY, LocalArgs, ServeArgs, Wanted, is_fetched
 from serve.security import keyring
@@ -224,15 +225,21 @@ def _dispensable(wanted: str, of: str, option: str) -> str:
     try:
         folder = _folder(wanted, option)
         bundle.verify(folder)
+        return _for_replicas(wanted, folder)
     except RaycdError as error:
         print(f"warning: the bundle of {of} cannot be loaded: {error}", file=sys.stderr)
         return wanted if is_fetched(wanted) else str(Path(wanted).expanduser().absolute())
-    return str(folder)
+
+
+def _for_replicas(wanted: str, folder: Path) -> str:
+    """Return where replicas find a bundle: the nodes of another cluster fetch it by themselves."""
+    return ("" if local.is_ours() else _pinned(wanted)) or str(folder)
 
 
 def _arguments(wanted: LocalArgs, folder: Path) -> ServeArgs:
     """Return what replicas are given, whose folders and addresses are other ones than ours."""
-    given = wanted.model_dump(include=set(ServeArgs.model_fields)) | {"bundle": str(folder)}
+    given = wanted.model_dump(include=set(ServeArgs.model_fields))
+    given["bundle"] = _for_replicas(wanted.bundle, folder)
     if wanted.second.bundle:
         given["second"]["bundle"] = _dispensable(
             wanted.second.bundle, "the second model", "--second.bundle"
@@ -242,8 +249,12 @@ def _arguments(wanted: LocalArgs, folder: Path) -> ServeArgs:
     # Replicas start in other folders
     for part in (given, *given["galleries"].values()):
         for name in ("api_keys", "gallery", "log_dir", "pictures"):
-            if part.get(name) and part[name] != NO_GALLERY and "://" not in part[name]:
+            if not part.get(name) or part[name] == NO_GALLERY:
+                continue
+            if "://" not in part[name]:
                 part[name] = str(Path(part[name]).expanduser().absolute())
+            elif name == "gallery" and part[name].startswith("sqlite"):
+                part[name] = str(sqlite_file(part[name]))
     if not wanted.hosts and _is_loopback(wanted.host):
         given["hosts"] = ("127.0.0.1", "localhost", "[::1]", wanted.host)
     return ServeArgs.model_validate(given)

@@ -15,12 +15,14 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from fsspec.implementations.local import LocalFileSystem
+
 from raycd import bundle, stores
 from raycd.bundle.manifest import MANIFEST
 from raycd.durable import WRITING, create_folder_once, remove_folder
 from raycd.errors import WeightsError
 from raycd.redact import without_passwords
-from raycd.run import local_copy
+from raycd.run import local_copy, open_uri
 
 CACHE = "~/.cache/raycd/bundles"
 KEPT = 4
@@ -45,6 +47,9 @@ def fetch(uri: str, cache: str = CACHE) -> Path:
             expected=f"a folder with a {MANIFEST}, as training writes it to <runs>/<name>/bundle",
             do="check the URI, or train first",
         ) from error
+    file_system, path = open_uri(uri)
+    if isinstance(file_system, LocalFileSystem):  # file://...
+        return Path(path)
     name = hashlib.sha256(manifest).hexdigest()[:32]  # it has the hashes of all other files
     return keep(f"stores/{name}", partial(_copy, uri, manifest), cache)
 

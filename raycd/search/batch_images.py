@@ -32,11 +32,13 @@ class BatchImages(NamedTuple):
         pictures = [one for prepared in batch for one in prepared.pictures]
         counts = torch.tensor([len(prepared.pictures) for prepared in batch])
         row_N = torch.arange(len(batch)).repeat_interleave(counts)
-        weight_N = torch.tensor([one.weight for one in pictures], dtype=torch.float32)
+        # In float32 small weights would be none
+        weight_N = torch.tensor([one.weight for one in pictures], dtype=torch.float64)
         pull_N = weight_N.clamp(min=0)
-        total_B = torch.zeros(len(batch)).index_add(0, row_N, pull_N)
-        share_N = pull_N / total_B.clamp(min=torch.finfo().tiny)[row_N]
-        return cls(pictures, row_N, share_N, weight_N.clamp(max=0), total_B > 0)
+        total_B = torch.zeros(len(batch), dtype=torch.float64).index_add(0, row_N, pull_N)
+        share_N = pull_N / torch.where(total_B > 0, total_B, 1)[row_N]
+        push_N = weight_N.clamp(max=0)
+        return cls(pictures, row_N, share_N.float(), push_N.float(), total_B > 0)
 
     def mean(self, values_ND: torch.Tensor) -> torch.Tensor:
         """Return the weighted means (B, D) over references; NaN where a query has none."""

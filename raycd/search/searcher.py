@@ -280,9 +280,9 @@ class Searcher:
             query_BD -= NEGATIVE * F.normalize(negative_BD, dim=-1).nan_to_num()
         whole = {row: one.whole for row, one in enumerate(batch) if one.whole is not None}
         if whole:
-            query_BD[list(whole)] += torch.from_numpy(self.encode(list(whole.values())).query_BD)
-        left_B1 = query_BD.norm(dim=-1, keepdim=True) > _NOTHING
-        unit_query_BD = F.normalize(query_BD, dim=-1) * left_B1
+            before_KD = torch.from_numpy(self.encode(list(whole.values())).query_BD)
+            query_BD[list(whole)] = _unit(query_BD[list(whole)]) + before_KD
+        unit_query_BD = _unit(query_BD)
         features = (unit_query_BD, unit_image_BD, unit_text_BD, image_BD, text_BD)
         return Encoded(*(feature_BD.numpy() for feature_BD in features))
 
@@ -370,6 +370,12 @@ class Searcher:
             if words is not None:
                 features_BD[row] = found[words.text] if words.feature is None else words.feature
         return features_BD, [{} if words is None else of_new.get(words.text, {}) for words in batch]
+
+
+def _unit(query_BD: torch.Tensor) -> torch.Tensor:
+    """Return queries of length 1; 0 where nothing is left of one."""
+    is_left_B1 = query_BD.norm(dim=-1, keepdim=True) > _NOTHING
+    return torch.where(is_left_B1, F.normalize(query_BD, dim=-1), 0.0)
 
 
 def _extra_weights(weights: Sequence[float], has_half: torch.Tensor) -> torch.Tensor:

@@ -53,7 +53,7 @@ def _check_fields(name: str, one: Any) -> None:
         return
     known = list(GalleryArgs.model_fields)
     if not isinstance(one, Mapping):
-        raise ValueError(f"a mapping of {', '.join(known)} for {name}: {one!r} is none")
+        raise ValueError(f"a mapping of {', '.join(known)} for {name}, and no text")
     if unknown := [field for field in one if field not in known]:
         raise ValueError(f"fields of {name} among {', '.join(known)}: {unknown[0]!r} is none")
     if not one.get("bundle"):

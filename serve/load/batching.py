@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 Asked = TypeVar("Asked")
@@ -40,8 +41,9 @@ class Batcher(Generic[Asked, Answered]):
         self._work, self._most, self._size, self._wait_s = work, most, size, wait_s
         self._thread = thread or ThreadPoolExecutor(1, "batches")
         self._waiting: deque[tuple[Asked, asyncio.Future[Answered]]] = deque()
+        self._since: dict[asyncio.Future[Answered], float] = {}  # of those that wait
         self._alone: set[asyncio.Future[Answered]] = set()
-        self._at_once = False  # the next batch waits for nobody
+        self._come = asyncio.Event()  # another one has
         self._worker: asyncio.Task[None] | None = None
 
     async def __call__(self, asked: Asked, *, first: bool = False) -> Answered:
@@ -53,21 +55,32 @@ class Batcher(Generic[Asked, Answered]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answered] = loop.create_future()
         (self._waiting.appendleft if first else self._waiting.append)((asked, future))
+        self._since[future] = loop.time()
         if first:
             self._alone.add(future)
-            future.add_done_callback(self._alone.discard)
-        self._at_once |= first
+        self._come.set()
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._run())
         return await future
 
     async def _run(self) -> None:
         while self._waiting:
-            if self._wait_s and len(self._waiting) < self._most and not self._at_once:
-                await asyncio.sleep(self._wait_s)
-            self._at_once = False
+            if self._wait_s:
+                await self._for_others()
             if batch := self._next():
                 await self._answer(batch)
+
+    async def _for_others(self) -> None:
+        """Wait until the first one has waited long enough, the batch is full, or one is alone."""
+        until = self._since[self._waiting[0][1]] + self._wait_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                while not (self._alone or self._is_full()):
+                    self._come.clear()
+                    await self._come.wait()
+
+    def _is_full(self) -> bool:
+        return sum(self._size(asked) for asked, _ in self._waiting) >= self._most
 
     def _next(self) -> list[tuple[Asked, asyncio.Future[Answered]]]:
         """Take the items that come next and are waited for: one, and as many more as fit."""
@@ -82,6 +95,8 @@ class Batcher(Generic[Asked, Answered]):
                 batch.append((asked, future))
                 room = 0 if future in self._alone else room - size
             self._waiting.popleft()
+            self._since.pop(future)
+            self._alone.discard(future)
             if room <= 0:
                 break
         return batch

@@ -136,7 +136,7 @@ async def fetch(
         ) from error
     except (httpcore.NetworkError, httpcore.TimeoutException) as error:
         raise _unreachable(error) from error
-    except httpcore.ProtocolError as error:
+    except (httpcore.ProtocolError, ssl.SSLError) as error:  # of TLS once its handshake was done
         raise FetchFailed(
             "the answer of the URL's host is broken or cut off", reason="protocol", do=_SEND
         ) from error

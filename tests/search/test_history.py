@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,10 @@ def test_with_an_image_it_is_the_sum_of_that_and_of_the_query_alone(
     expected = expected + fused(searcher, first, texts)
     asked = Query(image_id="image-7", text="is short", history=earlier, top_k=12)
     check(searcher, answered(searcher, asked), expected)
+    text = text_feature(searcher, "is short")
+    weighed = unit(fused(searcher, own, text) + 9 * unit(text))  # weights are of the own query
+    heavy = replace(asked, text_weight=10)
+    check(searcher, answered(searcher, heavy), weighed + fused(searcher, first, texts))
     plain = Query(image_id="image-7", text="is short", top_k=12)
     together = searcher.search([plain, asked, plain])
     alone = [searcher.search([query])[0] for query in (plain, asked, plain)]

@@ -76,7 +76,7 @@ def test_one_image_of_any_weight_is_the_image_given_alone(
 ) -> None:
     for text in ("", "is blue"):
         alone = scores(searcher, Query(tiny_bundle.images[2], text, top_k=12))
-        for weight in (0.25, 4.0):
+        for weight in (0.25, 4.0, 1e-50):
             several = Query(text=text, images=some(tiny_bundle, n2=weight, n9=0.0), top_k=12)
             assert scores(searcher, several) == pytest.approx(alone, abs=1e-5)
 

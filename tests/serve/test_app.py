@@ -58,6 +58,18 @@ def test_a_bundle_of_the_registry_needs_a_gallery_that_is_named() -> None:
     assert app._arguments(options.config, Path("/fetched")).bundle == "/fetched"
 
 
+def test_what_replicas_are_given_says_the_same_in_other_folders_and_on_other_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["--bundle", "s3://bucket/bundle", "--gallery", "sqlite:///runs/g.sqlite"]
+    options = app._read(given)
+    args = app._arguments(options.config, Path("/fetched"))
+    assert (args.bundle, args.gallery) == ("/fetched", str(tmp_path / "runs/g.sqlite"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert app._arguments(options.config, Path("/fetched")).bundle == "s3://bucket/bundle"
+
+
 def test_a_search_engine_needs_a_database_and_its_address_is_checked_at_the_start(
     tiny_bundle: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,6 +98,21 @@ def test_who_is_first_goes_before_all_that_wait() -> None:
     asyncio.run(ask())
 
 
+def test_who_waits_for_others_holds_up_neither_who_is_first_nor_a_batch_that_is_full() -> None:
+    async def ask() -> None:
+        work = Slow()
+        work.go_on.set()
+        batcher = Batcher(work, most=4, size=lambda number: number, wait_s=60)
+        lone = asyncio.create_task(batcher(1))
+        await until(lambda: batcher._waiting)
+        assert await asyncio.wait_for(batcher(9, first=True), 10) == 90
+        assert work.batches == [[9]]
+        full = await asyncio.wait_for(asyncio.gather(lone, batcher(3)), 10)
+        assert list(full) == [10, 30]
+
+    asyncio.run(ask())
+
+
 def test_an_error_is_that_of_its_batch_alone() -> None:
     async def ask() -> None:
         work = Slow()

@@ -251,6 +251,16 @@ def test_a_certificate_of_an_unknown_authority_is_a_failure(fetched: Fetch, tmp_
         assert (got.reason, server.requests) == ("tls", [])
 
 
+def test_a_damaged_record_of_tls_is_a_failure(fetched: Fetch) -> None:
+    async def damaged(writer: asyncio.StreamWriter) -> None:
+        beneath: Any = writer.transport
+        beneath._ssl_protocol._transport.write(b"\x17\x03\x03\x00\x20" + b"x" * 32)
+
+    got, _ = fetched(damaged)
+    assert isinstance(got, FetchFailed)
+    assert got.reason == "protocol"
+
+
 def test_the_server_is_told_the_name_of_the_host(fetched: Fetch, authority: Authority) -> None:
     names = []
     context = authority.server(HOST)
