@@ -6,6 +6,7 @@ The figures are Optuna's history and importance of the parameters, and our paral
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -22,7 +23,7 @@ from raycd.data.folder import is_local
 from raycd.errors import called
 from raycd.redact import has_password
 from tune.finals import Finalist, interval, verdict
-from tune.journal import CUT_SHORT, RESULT, Journal, Record, ranked, used_pseudo
+from tune.journal import CUT_SHORT, ENDED, RESULT, Journal, Record, ranked, used_pseudo
 from tune.space import Space
 
 BEST = "best.yaml"
@@ -69,15 +70,12 @@ def summary(
     journal: Journal,
 ) -> str:
     """Return the best trials as a table, the finals, the verdict, and where everything is."""
-    count = {
-        status: sum(trial["status"] == status for trial in trials)
-        for status in ("finished", "stopped", "failed")
-    }
+    count = Counter(trial["status"] for trial in trials)
     rest = {} if result["default_won"] else dict(list(result["metrics"].items())[1:])
     lines = [
         *_table(trials),
         "",
-        ", ".join(f"{number} {status}" for status, number in count.items() if number),
+        ", ".join(f"{count[status]} {status}" for status in ENDED if count[status]),
         *_untouched(trials),
         *_cut_short(trials),
         "finals, trained whole, on selection: "

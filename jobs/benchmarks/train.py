@@ -1,7 +1,6 @@
 """Both stages on Ray Train against bare loops of PyTorch, and stage 2 against a peer's way.
 
-The loops do the same work on the same batches, without Ray, progress, checks, history, checkpoints:
-one in a process with all cores, and one in two processes, as DistributedDataParallel joins them.
+The loops do the same work on the same batches, without Ray, progress, checks, history, checkpoints.
 The peer's way is to decode and encode the images of each batch anew (as Clip4Cir trains its
 Combiner): stage 2 reads features that were made once.
 """
@@ -14,17 +13,13 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from torch import distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from jobs.benchmarks.measuring import check_pooled, elsewhere, on_cpus
 from raycd import progress
@@ -57,22 +52,18 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         for stage, make in (("stage1", _finetune), ("stage2", _fuse)):
             found = defaultdict[str, list[float]](list)
             _on_ray(config, stage, 1)  # what others go on from
-            for number in range(ROUNDS):
+            for _ in range(ROUNDS):
                 found["bare"].append(elsewhere(_bare, config, stage, make))
-                meeting = Path(name, f"{stage}-{number}")
-                found["bare, two processes"].append(_bare_two(config, stage, make, meeting))
                 for workers in (1, 2):
                     found[f"{workers} worker{'s' * (workers > 1)}"].append(
                         _on_ray(config, stage, workers, again=True)
                     )
             rate = {way: median(rates) for way, rates in found.items()}
-            bare, two = rate.pop("bare"), rate.pop("bare, two processes")
+            bare = rate.pop("bare")
             rows[f"{stage}: bare loop, triplets/s"] = bare
-            rows[f"{stage}: bare loop in two processes, triplets/s"] = two
             for way, triplets in rate.items():
                 rows[f"{stage}: Ray Train, {way}, triplets/s"] = triplets
                 rows[f"{stage}: {way} / bare (at least 0.95)"] = triplets / bare
-            rows[f"{stage}: 2 workers / bare in two processes"] = rate["2 workers"] / two
             progress.say(f"{stage}: {dict(found)} triplets/s")
             last = rate["1 worker"]
         peer = elsewhere(_peer, config)
@@ -108,33 +99,18 @@ def _on_ray(config: Config, stage: str, workers: int, *, again: bool = False) ->
     return float(sum(e["rows_per_second"] * e["seconds"] for e in later) / seconds)
 
 
-def _bare_two(config: Config, stage: str, make: MakeTask, meeting: Path) -> float:
-    """Train likewise in two processes, which meet at a file."""
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        given = [(config, stage, make, number, meeting) for number in range(2)]
-        return sum(pool.map(_bare, *zip(*given, strict=True)))
-
-
-def _bare(
-    config: Config, stage: str, make: MakeTask, rank: int = 0, meeting: Path | None = None
-) -> float:
-    """Train as one would write it without Ray; where there is a `meeting`, as one of two."""
-    world = 1 if meeting is None else 2
-    torch.set_num_threads(max(1, usable_cpus() // world))
+def _bare(config: Config, stage: str, make: MakeTask) -> float:
+    """Train as one would write it without Ray."""
+    torch.set_num_threads(usable_cpus())
     settings = getattr(config, stage)
     task = make(_context(config))
-    module: nn.Module = task.module
-    if meeting is not None:
-        distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world)
-        module = DistributedDataParallel(module, gradient_as_bucket_view=True)
     optimizer, rows, began = task.optimizer(), 0, 0.0
     for epoch in range(EPOCHS[stage]):
         if epoch == 1:
             rows, began = 0, time.perf_counter()
-        size, seed = settings.batch_size, config.seed
-        own = epoch_batches(task.count(epoch), size, seed=seed, epoch=epoch, rank=rank, world=world)
+        own = epoch_batches(task.count(epoch), settings.batch_size, seed=config.seed, epoch=epoch)
         for batch in task.batches(epoch, own):
-            loss = task.loss(module, batch)
+            loss = task.loss(task.module, batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch's
             optimizer.step()

@@ -121,7 +121,8 @@ class _Search:
     ) -> Tensor:
         """Return the first keys (B, S + 1), sorted, of `key_BS` and those of the shard.
 
-        An image that is not among the `depth` proposed scores no more than the last of these.
+        An image that is not among the `depth` proposed scores no more than the last of these. Both,
+        `kind` and `depth`, are given for queries of which the search before was not sure.
         """
         images, dim = self.unit_PD.shape
         kind = kind or self.kind
