@@ -373,9 +373,9 @@ class Searcher:
 
 
 def _unit(query_BD: torch.Tensor) -> torch.Tensor:
-    """Return queries of length 1; 0 where nothing is left of one."""
-    is_left_B1 = query_BD.norm(dim=-1, keepdim=True) > _NOTHING
-    return torch.where(is_left_B1, F.normalize(query_BD, dim=-1), 0.0)
+    """Return queries of length 1; 0 where nothing is left of one. NaN, of broken weights, stays."""
+    is_gone_B1 = query_BD.norm(dim=-1, keepdim=True) <= _NOTHING
+    return torch.where(is_gone_B1, 0.0, F.normalize(query_BD, dim=-1))
 
 
 def _extra_weights(weights: Sequence[float], has_half: torch.Tensor) -> torch.Tensor:
