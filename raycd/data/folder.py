@@ -66,11 +66,7 @@ class Folder:
     def names(self, subfolder: str) -> list[str]:
         """Return the sorted names in a subfolder, from one listing; none where it is absent."""
         folder = posixpath.join(self._path, subfolder)
-        try:
-            listing = stores.ask(self.resolve(subfolder), lambda: self._fs.ls(folder, detail=False))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(posixpath.basename(str(name).rstrip("/")) for name in listing)
+        return stores.names(self.resolve(subfolder), self._fs, folder)
 
     def resolve(self, path: str) -> str:
         """Return the path or URI of a file in this folder; absolute paths and URIs are kept."""

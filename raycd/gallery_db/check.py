@@ -65,7 +65,7 @@ class Checked:
     named: int
     """Number of pictures that images name."""
     uploaded: int
-    """How many of them are among the pictures that the service keeps."""
+    """How many of the pictures that the service keeps an image names."""
     lost: list[str]
     """Images whose pictures are not there."""
     orphans: list[str]
@@ -86,12 +86,11 @@ def check(stored: StoredGallery) -> Checked:
         wrong += _violations(connection)
     # Listed before the rows are read: the service writes a picture before the row that names it.
     unnamed = set(stored.pictures or ())
-    named, uploaded, gone, elsewhere = 0, 0, dict[str, str](), dict[str, str]()
-    there = frozenset(unnamed)
+    kept = len(unnamed)
+    named, gone, elsewhere = 0, dict[str, str](), dict[str, str]()
     for row in stored.rows():
         if row.path is not None:
             named += 1
-            uploaded += row.path in there
             if row.path not in unnamed:
                 elsewhere[row.image_id] = row.path
             unnamed.discard(row.path)
@@ -108,7 +107,7 @@ def check(stored: StoredGallery) -> Checked:
         gallery_db.encoders(),
         wrong,
         named,
-        uploaded,
+        kept - len(unnamed),
         lost,
         sorted(unnamed),
     )

@@ -40,8 +40,8 @@ class Batcher(Generic[Asked, Answered]):
     ) -> None:
         self._work, self._most, self._size, self._wait_s = work, most, size, wait_s
         self._thread = thread or ThreadPoolExecutor(1, "batches")
-        self._waiting: deque[tuple[Asked, asyncio.Future[Answered]]] = deque()
-        self._since: dict[asyncio.Future[Answered], float] = {}  # of those that wait
+        # And since when
+        self._waiting: deque[tuple[Asked, asyncio.Future[Answered], float]] = deque()
         self._alone: set[asyncio.Future[Answered]] = set()
         self._come = asyncio.Event()  # another one has
         self._worker: asyncio.Task[None] | None = None
@@ -54,8 +54,8 @@ class Batcher(Generic[Asked, Answered]):
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answered] = loop.create_future()
-        (self._waiting.appendleft if first else self._waiting.append)((asked, future))
-        self._since[future] = loop.time()
+        put = self._waiting.appendleft if first else self._waiting.append
+        put((asked, future, loop.time()))
         if first:
             self._alone.add(future)
         self._come.set()
@@ -72,7 +72,7 @@ class Batcher(Generic[Asked, Answered]):
 
     async def _for_others(self) -> None:
         """Wait until the first one has waited long enough, the batch is full, or one is alone."""
-        until = self._since[self._waiting[0][1]] + self._wait_s
+        until = self._waiting[0][2] + self._wait_s
         with suppress(TimeoutError):
             async with asyncio.timeout_at(until):
                 while not (self._alone or self._is_full()):
@@ -80,14 +80,14 @@ class Batcher(Generic[Asked, Answered]):
                     await self._come.wait()
 
     def _is_full(self) -> bool:
-        return sum(self._size(asked) for asked, _ in self._waiting) >= self._most
+        return sum(self._size(asked) for asked, *_ in self._waiting) >= self._most
 
     def _next(self) -> list[tuple[Asked, asyncio.Future[Answered]]]:
         """Take the items that come next and are waited for: one, and as many more as fit."""
         batch: list[tuple[Asked, asyncio.Future[Answered]]] = []
         room = self._most
         while self._waiting:
-            asked, future = self._waiting[0]
+            asked, future, _ = self._waiting[0]
             if not future.done():
                 size = self._size(asked)
                 if batch and size > room:
@@ -95,7 +95,6 @@ class Batcher(Generic[Asked, Answered]):
                 batch.append((asked, future))
                 room = 0 if future in self._alone else room - size
             self._waiting.popleft()
-            self._since.pop(future)
             self._alone.discard(future)
             if room <= 0:
                 break
