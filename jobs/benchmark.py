@@ -32,30 +32,30 @@ from raycd.errors import ConfigError
 
 WHAT = (
     *("embed", "mine", "train", "sweep", "serve", "gallery"),
-    *("scale", "streaming", "stages", "contention", "dialogues", "feedback", "gpu"),
+    *("scale", "streaming", "stages", "contention", "dialogues", "feedback", "decoding", "gpu"),
 )
 SERVICE = "--replicas 2 --threads 1 --cpus 0.5"  # for two cores
 IMAGES = (
-    "Images (embed: 20,000; mine: 46,609; gallery: 100,000; scale, streaming: 1,000,000), or "
-    "dialogues (1,000)."
+    "Images (embed, decoding: 20,000; mine: 46,609; gallery: 100,000; scale, streaming: "
+    "1,000,000), or dialogues (1,000)."
 )
 CELLS = (
     "Cells to measure, such as 'demo/*,*/haproxy/32' (serve); import or beside (gallery); steps, "
-    "such as mine,index (streaming). (all)"
+    "such as mine,index (streaming); stage1 or stage2 (train). (all)"
 )
-LEAST_IMAGES = {"mine": 65, "scale": 10, "dialogues": 2}  # of others one
+LEAST_IMAGES = {"mine": 65, "decoding": 512, "scale": 10, "dialogues": 2}  # of others one
 READ_BY = {
-    "images": ("embed", "mine", "gallery", "scale", "streaming", "dialogues"),
+    "images": ("embed", "decoding", "mine", "gallery", "scale", "streaming", "dialogues"),
     "candidates": ("mine",),
-    "only": ("serve", "gallery", "streaming"),
+    "only": ("serve", "gallery", "streaming", "train"),
     "seconds": ("serve", "gallery"),
     "service": ("serve", "gallery"),
-    "photos": ("embed",),
+    "photos": ("embed", "decoding"),
     "sessions": ("feedback",),
 }
 """Which benchmarks read an option."""
 OPTIONS = "Options of serve/app.py, such as '--threads 2' (serve, gallery; %(default)s)."
-PHOTOS = "Folder of photographs to embed instead of drawn images (embed)."
+PHOTOS = "Folder of photographs to take instead of drawn images (embed, decoding)."
 SESSIONS = "Searches of all cycles of the simulated shop (feedback; %(default)s)."
 SECONDS = "Length of a scenario (serve, gallery; %(default)s)."
 

@@ -1,4 +1,4 @@
-"""Atomic replacement of files and folders, their hashes, and locks between processes."""
+"""Atomic replacement of files and folders, second names, hashes, and locks between processes."""
 
 from __future__ import annotations
 
@@ -100,6 +100,24 @@ def remove_halves(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def link_files(folder: Path, into: Path) -> None:
+    """Give the files of a folder, unless it is absent, a second name in another one.
+
+    Where the file system has no second names they are copied. What is hidden, of processes that
+    were killed, is left out.
+    """
+    if folder.exists():
+        hidden = shutil.ignore_patterns(".*")
+        shutil.copytree(folder, into, copy_function=_link, ignore=hidden, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def create_folder_once(folder: Path, fill: Callable[[Path], object]) -> None:
     """Make `folder` by `fill(new folder)`, unless it exists: once among all threads and processes.
 
@@ -115,26 +133,27 @@ def create_folder_once(folder: Path, fill: Callable[[Path], object]) -> None:
 
 
 @contextmanager
-def held_alone(lock: Path, refused: Callable[[str], Exception]) -> Iterator[None]:
+def held_alone(lock: Path, refused: Callable[[str], Exception]) -> Iterator[bool]:
     """Hold a lock file inside of the block, or raise what `refused` makes of its holder's number.
 
-    The folder of the file is there.
+    The folder of the file is there. Gives what `file_lock` does.
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(file_lock(lock, wait=False))
+            locked = stack.enter_context(file_lock(lock, wait=False))
         except BlockingIOError as error:
             raise refused(lock.read_text(encoding="utf-8").strip()) from error
-        yield
+        yield locked
 
 
 @contextmanager
-def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Lock a file or an existing folder inside of the block, among all threads and processes.
 
     The lock ends with its process, however that ends. A file is created where it is absent, gets
     the number of the process that holds it, and stays: if it was removed, two processes could lock
-    two files of one name. Where the file system has no locks, the block runs without one.
+    two files of one name. Where the file system has no locks, the block runs without one: it gives
+    whether there is one.
 
     Raises:
         BlockingIOError: `wait` is False and another one holds the lock.
@@ -142,18 +161,19 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     is_folder = path.is_dir()
     descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR | os.O_CREAT, 0o644)
     try:
+        locked = True
         try:
-            held = lock_descriptor(descriptor, blocking=wait)
+            refused = not lock_descriptor(descriptor, blocking=wait)
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            held = True
-        if not held:
+            refused = locked = False
+        if refused:
             raise BlockingIOError(errno.EWOULDBLOCK, "is locked by another process", str(path))
         if not is_folder:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
+        yield locked
     finally:
         os.close(descriptor)
 

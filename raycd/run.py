@@ -17,7 +17,7 @@ import posixpath
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from raycd import extras, progress, scratch, stores
-from raycd.durable import held_alone, remove_halves, replace_file, replace_folder
+from raycd.durable import held_alone, link_files, remove_halves, replace_file, replace_folder
 from raycd.errors import RunError, brief
 from raycd.redact import json_without_passwords, without_passwords
 from raycd.stores import Doing, lease
@@ -44,6 +44,11 @@ Answer = TypeVar("Answer")
 def fingerprint(*parts: object) -> str:
     """Return a hash of JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def short_name(stage: str, fingerprint: str) -> str:
+    """Return the name of a folder of what an unfinished stage has written."""
+    return f"{stage}-{fingerprint[:16]}"
 
 
 @dataclass
@@ -188,7 +193,7 @@ class Run:
             about: What stage.json contains beside what the block adds to `record`.
         """
         began = time.monotonic()
-        shared = posixpath.join(UNFINISHED, f"{stage}-{fingerprint[:16]}")
+        shared = posixpath.join(UNFINISHED, short_name(stage, fingerprint))
         with self._fresh(stage, shared) as folder:
             writing = Writing(stage, fingerprint, folder, self.path(shared))
             yield writing
@@ -208,12 +213,7 @@ class Run:
         if self.is_local:
             with replace_folder(Path(self._path) / stage) as folder:
                 yield folder
-                written = Path(self._path) / shared
-                if written.exists():
-                    ignored = shutil.ignore_patterns(".*")  # of workers that were killed
-                    shutil.copytree(
-                        written, folder, copy_function=_link, ignore=ignored, dirs_exist_ok=True
-                    )
+                self._write(partial(link_files, Path(self._path) / shared, folder))
             return
         with scratch.folder() as folder:
             yield folder
@@ -299,7 +299,7 @@ class Run:
         if self.is_local:
             os.makedirs(posixpath.dirname(path), exist_ok=True)
             with replace_file(Path(path)) as fresh, fresh.open("wb") as file:
-                file.writelines(chunks)
+                self._write(partial(file.writelines, chunks))
             return
         with scratch.folder() as folder:
             whole = folder / "whole"
@@ -307,14 +307,6 @@ class Run:
                 file.writelines(chunks)
             self._write(partial(self._fs.put_file, str(whole), path))
         _forget(self.path(name))
-
-
-def _link(source: str, target: str) -> None:
-    """Give a file a second name, or, where the file system has none, copy it."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _differing(identity: Mapping[str, Any], other: Mapping[str, Any]) -> str:
@@ -335,18 +327,21 @@ def _forget(uri: str) -> None:
 
 @contextmanager
 def alone(uri: str, refused: Callable[[str], Exception]) -> Iterator[FolderLease | None]:
-    """Hold a folder or URI inside of the block; give its lease where it is on a store.
+    """Hold a folder or URI inside of the block; give its lease where it has one.
 
-    Raises what `refused` makes of another holder; on a store, what `raycd.stores.lease` does.
+    That is on a store, and on a file system without locks (Lustre without -o flock, some of FUSE).
+    Raises what `refused` makes of another holder; of a lease, what `raycd.stores.lease` does.
     """
     file_system, path = open_uri(uri)
-    if isinstance(file_system, LocalFileSystem):
-        os.makedirs(path, exist_ok=True)
-        with held_alone(Path(path, ".lock"), lambda number: refused(f"process {number}")):
-            yield None
-        return
-    with lease.held(file_system, path, without_passwords(uri), refused, progress.say) as held:
-        yield held
+    with ExitStack() as stack:
+        if isinstance(file_system, LocalFileSystem):
+            os.makedirs(path, exist_ok=True)
+            lock = held_alone(Path(path, ".lock"), lambda number: refused(f"process {number}"))
+            if stack.enter_context(lock):
+                yield None
+                return
+        shown = without_passwords(uri)
+        yield stack.enter_context(lease.held(file_system, path, shown, refused, progress.say))
 
 
 def open_uri(uri: str) -> tuple[AbstractFileSystem, str]:

@@ -131,7 +131,8 @@ def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path: Path, kind: st
         if kind == "file":
             assert path.read_text() == str(other.pid)
         other.send_signal(signal.SIGKILL)
-    with file_lock(path, wait=False):
+    with file_lock(path, wait=False) as locked:
+        assert locked
         assert kind == "folder" or path.read_text() == str(os.getpid())
 
 
@@ -142,8 +143,8 @@ def test_a_block_runs_without_a_lock_where_the_file_system_has_none(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("raycd.durable.lock_descriptor", refuse)
-    with file_lock(tmp_path, wait=False):
-        pass
+    with file_lock(tmp_path, wait=False) as locked:
+        assert not locked
 
 
 def test_a_folder_is_made_once_by_all_who_want_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -34,8 +35,15 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "EXPIRES", EXPIRES)
 
 
-@pytest.fixture(params=["memory", "s3"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=["memory", "s3", "folder without locks"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "folder without locks":
+
+        def refuse(*_: object, **__: object) -> bool:
+            raise OSError(errno.ENOSYS, "Function not implemented")  # Lustre without -o flock
+
+        monkeypatch.setattr("raycd.durable.lock_descriptor", refuse)
+        return str(tmp_path / "run")
     if request.param == "s3":
         request.getfixturevalue("s3")
         return f"s3://raycd/{tmp_path.name}"
@@ -168,7 +176,17 @@ def test_who_has_lost_a_run_is_interrupted_and_writes_nothing_into_it(root: str)
     with ThreadPoolExecutor(1) as threads, pytest.raises(RunError, match="has taken it"):
         threads.submit(work_in_a_thread).result()
     assert not run.exists("report.html")
-    assert objects(root) == ["00000004.json"]
+    others.release()
+
+    def finish_a_stage() -> None:
+        with run.locked(), run.writing("mine", "f"):
+            assert others._created(6)
+            time.sleep(3 * RENEWED)
+
+    with ThreadPoolExecutor(1) as threads, pytest.raises(RunError, match="has taken it"):
+        threads.submit(finish_a_stage).result()
+    assert run.record("mine") is None
+    assert objects(root) == ["00000006.json"]
 
 
 def test_a_renewal_that_ends_after_the_lease_has_expired_counts_from_its_beginning(

@@ -41,9 +41,9 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     config = on_cpus(config)
     with tempfile.TemporaryDirectory() as scratch, cluster.connected():
         if flags.photos:
-            paths = _photos(Path(flags.photos))
+            paths = photographs(Path(flags.photos))
         else:
-            paths = _drawn(Path(scratch), flags.images or 20_000, config)
+            paths = drawn(Path(scratch), flags.images or 20_000, config)
         torch.manual_seed(0)
         encoder = create(config.encoder.model_copy(update={"pretrained": ""}))
         first = dict(list(paths.items())[:WARM_UP])
@@ -82,7 +82,8 @@ def _plain_loop(paths: Paths, encoder: Encoder, config: Config) -> NDArray[np.fl
     return np.concatenate([batch["feature"] for batch in done])
 
 
-def _drawn(folder: Path, count: int, config: Config) -> Paths:
+def drawn(folder: Path, count: int, config: Config) -> Paths:
+    """Draw images into a folder."""
     rng, names = np.random.default_rng(0), [f"{number:06d}" for number in range(count)]
     for number, name in enumerate(names):
         garment = random_garment(rng, CATEGORIES[number % len(CATEGORIES)])
@@ -91,7 +92,8 @@ def _drawn(folder: Path, count: int, config: Config) -> Paths:
     return {name: str(folder / f"{name}.jpg") for name in names}
 
 
-def _photos(folder: Path) -> Paths:
+def photographs(folder: Path) -> Paths:
+    """Return the pictures of a folder. Raises ConfigError where there are none."""
     endings = {f".{name.lower()}" for name in (*FORMATS, "jpg", "tif")}
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
     if not found:

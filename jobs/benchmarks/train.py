@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from jobs.benchmarks.measuring import check_pooled, elsewhere, on_cpus
+from jobs.benchmarks.measuring import check_pooled, chosen, elsewhere, on_cpus
 from raycd import progress
 from raycd.config import Config
 from raycd.data.pixels import PixelCache
@@ -38,7 +38,8 @@ from raycd.train.task import Task
 from raycd.train.triplets import TripletReader
 
 EPOCHS = {"stage1": 2, "stage2": 12}  # the first warms up
-ROUNDS = 3  # each way by turns, for the machine may be slower for a while; the median counts
+# Each way by turns, for the machine may be slower for a while: the median of the rounds counts
+ROUNDS = {"stage1": 3, "stage2": 5}
 PEER_BATCHES = 4  # the first warms up
 MakeTask = Callable[[Context], Task[Any]]
 
@@ -46,29 +47,38 @@ MakeTask = Callable[[Context], Task[Any]]
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     """Return triplets a second of each way, from the second epoch on, and their ratios."""
     check_pooled(config)
+    stages = chosen(flags.only, list(EPOCHS))
     rows: dict[str, Any] = {"cores": usable_cpus(), "encoder": config.encoder.name}
     with tempfile.TemporaryDirectory(prefix="raycd-") as name, cluster.connected():
         config = on_cpus(_short(config, Path(name, "one")))
-        for stage, make in (("stage1", _finetune), ("stage2", _fuse)):
-            found = defaultdict[str, list[float]](list)
-            _on_ray(config, stage, 1)  # what others go on from
-            for _ in range(ROUNDS):
-                found["bare"].append(elsewhere(_bare, config, stage, make))
-                for workers in (1, 2):
-                    found[f"{workers} worker{'s' * (workers > 1)}"].append(
-                        _on_ray(config, stage, workers, again=True)
-                    )
-            rate = {way: median(rates) for way, rates in found.items()}
-            bare = rate.pop("bare")
-            rows[f"{stage}: bare loop, triplets/s"] = bare
-            for way, triplets in rate.items():
-                rows[f"{stage}: Ray Train, {way}, triplets/s"] = triplets
-                rows[f"{stage}: {way} / bare (at least 0.95)"] = triplets / bare
-            progress.say(f"{stage}: {dict(found)} triplets/s")
-            last = rate["1 worker"]
-        peer = elsewhere(_peer, config)
-    name = "stage2: images encoded anew in each batch, triplets/s"
-    return rows | {name: peer, "stage2: features / images (at least 50)": last / peer}
+        for stage in stages:
+            rates = _by_turns(config, stage)
+            bare = rates["bare loop"]
+            for way, found in rates.items():
+                rows[f"{stage}: {way}, triplets/s"] = median(found)
+            for way, found in list(rates.items())[1:]:
+                ratios = [one / other for one, other in zip(found, bare, strict=True)]
+                rows[f"{stage}: {way} / bare loop (at least 0.95)"] = median(ratios)
+            progress.say(f"{stage}: {rates} triplets/s")
+        if "stage2" in stages:
+            peer = elsewhere(_peer, config)
+            rows["stage2: images encoded anew in each batch, triplets/s"] = peer
+            ours = rows["stage2: Ray Train, 1 worker, triplets/s"]
+            rows["stage2: features / images (at least 50)"] = ours / peer
+    return rows
+
+
+def _by_turns(config: Config, stage: str) -> dict[str, list[float]]:
+    """Return triplets a second of each way in each round."""
+    make = {"stage1": _finetune, "stage2": _fuse}[stage]
+    found = defaultdict[str, list[float]](list)
+    _on_ray(config, stage, 1)  # what others go on from
+    for _ in range(ROUNDS[stage]):
+        found["bare loop"].append(elsewhere(_bare, config, stage, make))
+        for workers in (1, 2):
+            way = f"Ray Train, {workers} worker{'s' * (workers > 1)}"
+            found[way].append(_on_ray(config, stage, workers, again=True))
+    return dict(found)
 
 
 def _short(config: Config, runs: Path) -> Config:

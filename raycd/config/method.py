@@ -190,6 +190,10 @@ class Finetuning(Section):
     """Rows of a batch that a worker encodes at a time, by cached gradients (GradCache): large
     batches in the memory of small ones, for one more forward pass; 0: the whole batch.
     """
+    decode_on: Literal["worker", "cluster"] = "worker"
+    """Where images are decoded: by each training worker and its processes, or by tasks on any CPUs
+    of the cluster, for which there are no `loader_workers` and no cache.
+    """
     loader_workers: CountOrAuto = "auto"
     """Processes that decode images beside each training worker; 0 decodes in the worker; auto is
     its share of the machine's CPUs beside a GPU, else 0.

@@ -62,7 +62,8 @@ class SharedPixels:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._open("r+")
+        if self.count:  # of none, the first process may be another machine's
+            self._open("r+")
 
     def get(self, row: int) -> torch.Tensor | None:
         """Return the pixels (H, W, 3) of a row; None where it is not whole."""

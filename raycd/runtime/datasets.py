@@ -30,7 +30,7 @@ def results(
     blocks: list[pa.Table], *steps: tuple[Callable[..., Any], dict[str, Any]]
 ) -> Iterator[pa.Table]:
     """Pass each block through the steps as `mapped` does, which may return any number of rows."""
-    _quiet()
+    quiet()
     dataset: ray.data.Dataset = ray.data.from_arrow(blocks)
     for what, how in steps:
         dataset = dataset.map_batches(what, **{"batch_size": None, **how})
@@ -42,7 +42,7 @@ def blocks_of(table: pa.Table, size: int) -> list[pa.Table]:
     return [table.slice(start, size) for start in range(0, len(table), size)]
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Turn off Ray Data's own progress and errors: raycd has its own."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -28,6 +28,7 @@ from raycd.runtime.record import machines
 from raycd.runtime.record.tracking import Tracker
 from raycd.runtime.stages import (
     beginning,
+    begun,
     bundle,
     catalogue,
     demo_data,
@@ -126,13 +127,7 @@ STAGES = (
         )
         for need, work in (("map", maps.cache_map), ("middle", maps.cache_middle))
     ),
-    Stage(
-        CACHES["tokens"],
-        maps.cache_tokens,
-        ["embed"],
-        ["embed.precision"],
-        need="tokens",
-    ),
+    Stage(CACHES["tokens"], maps.cache_tokens, ["embed"], ["embed.precision"], need="tokens"),
     Stage(
         "mine",
         mine.mine_candidates,
@@ -192,7 +187,7 @@ STAGES = (
     ),
 )
 _HOW_FAST = (
-    *("compile", "loader_workers", "cache_mib", "chunk"),
+    *("compile", "decode_on", "loader_workers", "cache_mib", "chunk"),
     "explosion",  # what it stops has no result
 )
 NOT_THE_RESULT = (
@@ -317,7 +312,11 @@ class _Pipeline:
             return
         if stage.name not in _WITHOUT_RAY:
             self._stack.enter_context(cluster.connected(self.config.compute))
-        used = ways[0] if len(ways) == 1 else self._settings(stage, precision.settled(self.config))
+        config = self.config
+        if len(ways) > 1:
+            encoders = made_with.values()
+            config = begun.settled(config, self.folder, stage.name, prints, encoders)
+        used = self._settings(stage, config)
         wanted = prints[ways.index(used)]
         tracker = self.tracker()
         if stage.reads_data:
@@ -330,7 +329,7 @@ class _Pipeline:
             **precision.entry(used),
         }
         with tracker.stage(stage.name, fingerprint(wanted, made_with)) as tracked:
-            self.context.tracked = tracked
+            self.context.config, self.context.tracked = config, tracked
             with (
                 machines.watched(tracked, self.config.tracking.machine_seconds),
                 self.folder.writing(stage.name, wanted, **about) as writing,
@@ -350,6 +349,7 @@ class _Pipeline:
 
     def finish(self) -> dict[str, Any]:
         """Write metrics.json, report.html and the MLflow record, unless they are up to date."""
+        self.context.config = self.config  # that of a stage has what auto was there
         metrics = results.metrics(self.context, [stage.name for stage in self.stages])
         wanted = fingerprint(metrics, self.config.model_dump(mode="json"))
         if self.done or self.folder.read_json(results.FINISHED) != wanted:

@@ -8,7 +8,7 @@ by the encoder's own logit scale, as it was learnt: another one would first undo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from raycd.model.loss import batch_classification_loss
 from raycd.train.batches import Rows, epoch_choice
 from raycd.train.finetune import TrainsEncoder
 from raycd.train.grad_cache import encode_in_chunks
-from raycd.train.triplets import TripletBatch, Work
+from raycd.train.triplets import Batches, TripletBatch, Work
 
 OPTIONS = 6  # texts of an image are repeated to so many: one, two or three are drawn alike
 
@@ -81,6 +81,7 @@ class Adapt(TrainsEncoder):
     Args:
         texts: Image id -> its texts; images without one in `paths` are left out.
         paths: Image id -> path, of the readable images.
+        elsewhere: As of `TrainsEncoder`.
     """
 
     name = "adapt"
@@ -92,6 +93,7 @@ class Adapt(TrainsEncoder):
         texts: Mapping[str, Sequence[str]],
         paths: Mapping[str, str],
         config: Config,
+        elsewhere: Callable[[Any], Batches] | None = None,
     ) -> None:
         self.texts = {image_id: own for image_id, own in texts.items() if image_id in paths}
         super().__init__(
@@ -102,6 +104,7 @@ class Adapt(TrainsEncoder):
             paths={image_id: paths[image_id] for image_id in self.texts},
             shown=self.texts,
             reader=lambda pixels: PairReader(self.texts, pixels, encoder.tokenizer),
+            elsewhere=elsewhere,
         )
         scale = self.config.logit_scale
         self.logit_scale = encoder.logit_scale if scale == "auto" else scale

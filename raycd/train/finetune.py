@@ -26,6 +26,7 @@ from raycd.train.batches import Rows
 from raycd.train.feed import on_device
 from raycd.train.grad_cache import encode_in_chunks
 from raycd.train.triplets import (
+    Batches,
     Loader,
     TripletBatch,
     TripletReader,
@@ -107,6 +108,7 @@ class TrainsEncoder:
         paths: Image id -> path, of what `reader` may ask for.
         shown: Ids of the images in the order in which memory is kept for them.
         reader: Makes of the images what reads batches: `work` and items.
+        elsewhere: Makes of it the loader that decodes outside of this worker and its processes.
     """
 
     def __init__(
@@ -119,23 +121,31 @@ class TrainsEncoder:
         paths: Mapping[str, str],
         shown: Iterable[str],
         reader: Callable[[PixelCache], Any],
+        elsewhere: Callable[[Any], Batches] | None = None,
     ) -> None:
         self.encoder, self.module, self.seed = encoder, module, config.seed
         self.config = settings
         encoder.precision = precision.use(settings.precision, encoder.device)
         prepare(encoder, settings, config.seed)
         self.compilation = Compilation(
-            partial(encode_compiled, encoder), settings.compile, encoder.device
+            partial(encode_compiled, encoder, trains=True), settings.compile, encoder.device
         )
         self.pixels = PixelCache(
-            *(paths, encoder.preprocess, config.data, settings.cache_mib), first=shown
+            *(paths, encoder.preprocess, config.data),
+            0 if elsewhere else settings.cache_mib,
+            first=shown,
         )
         self.pixels.share()
         self.reader = reader(self.pixels)
+        self._loader = elsewhere(self.reader) if elsewhere else self._beside()
+
+    def _beside(self) -> Loader:
+        """Return the loader that decodes in this worker, or in processes of its own."""
+        settings, encoder = self.config, self.encoder
         height, width = encoder.preprocess.size
         size = 2 * 3 * height * width * settings.batch_size // world_size()
         workers = loader_workers(settings.loader_workers, encoder.device, size)
-        self._loader = Loader(self.reader, workers, pin=encoder.device.type == "cuda")
+        return Loader(self.reader, workers, pin=encoder.device.type == "cuda")
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return AdamW over the parameters that train."""
@@ -146,7 +156,7 @@ class TrainsEncoder:
         return "original"
 
     def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[TripletBatch]:
-        """Yield batches on the encoder's device, decoded here or in `loader_workers` processes."""
+        """Yield batches on the encoder's device."""
         work = self.reader.work(rows, seed=self.seed, epoch=epoch)
         return on_device(self._loader.batches(work), self.encoder.device)
 
@@ -161,7 +171,12 @@ class FineTune(TrainsEncoder):
     config: Stage1Config
 
     def __init__(
-        self, encoder: Encoder, dataset: schema.Dataset, paths: dict[str, str], config: Config
+        self,
+        encoder: Encoder,
+        dataset: schema.Dataset,
+        paths: dict[str, str],
+        config: Config,
+        elsewhere: Callable[[Any], Batches] | None = None,
     ) -> None:
         self.dataset, self.evaluation = dataset, config.evaluate
         self.triplets, self.left_out = readable_triplets(dataset, paths)
@@ -175,6 +190,7 @@ class FineTune(TrainsEncoder):
             reader=lambda pixels: TripletReader(
                 self.triplets, pixels, encoder.tokenizer, dataset.wording
             ),
+            elsewhere=elsewhere,
         )
 
     def count(self, epoch: int) -> int:

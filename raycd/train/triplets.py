@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -125,8 +125,8 @@ class TripletReader(Dataset[TripletBatch]):
         return TripletBatch(self.pixels(ids), tokens, shown, right)
 
 
-class _ReturnsErrors(Dataset[TripletBatch | RaycdError]):
-    """A reader that returns its errors: of those raised, DataLoader keeps the traceback alone."""
+class ReturnsErrors(Dataset[TripletBatch | RaycdError]):
+    """A reader that returns its errors: raised in another process, they would not come whole."""
 
     def __init__(self, reader: Dataset[TripletBatch]) -> None:
         self.reader = reader
@@ -138,13 +138,20 @@ class _ReturnsErrors(Dataset[TripletBatch | RaycdError]):
             return error
 
 
+class Batches(Protocol):
+    """Where the batches of an epoch come from."""
+
+    def batches(self, work: Sequence[Work]) -> Iterator[TripletBatch]:
+        """Yield them. Raises BrokenImage where one cannot be read any more."""
+
+
 class Loader:
     """A `TripletReader`, or another, in this process or others, which stay between epochs."""
 
     def __init__(self, reader: Dataset[TripletBatch], workers: int, *, pin: bool) -> None:
         self._work: list[Work] = []
         self._loader = DataLoader(
-            _ReturnsErrors(reader),
+            ReturnsErrors(reader),
             batch_size=None,
             sampler=self._work,
             num_workers=workers,

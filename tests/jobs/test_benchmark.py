@@ -10,7 +10,7 @@ from jobs import benchmark
     [
         ("", "nothing to measure is named"),
         ("scale --only ivf", "scale does not read --only"),
-        ("mine --photos photos", "expected: it with embed"),
+        ("mine --photos photos", "expected: it with embed or decoding"),
         ("scale --images -5", "--images: impossible value"),
         ("mine --images 64", "expected: 65 or more"),
         ("mine --candidates 0", "--candidates: impossible value"),

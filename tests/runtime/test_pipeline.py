@@ -190,7 +190,7 @@ def test_a_finished_run_started_again_does_nothing(
                 "evaluate": {"batch_size": 7},
                 "mine": {"batch_size": 9},
                 "embed": {"batch_size": 8},
-                "stage1": {"cache_mib": 1, "loader_workers": 1},
+                "stage1": {"cache_mib": 1, "loader_workers": 1, "decode_on": "cluster"},
             },
             [],
         ),

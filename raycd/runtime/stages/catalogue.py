@@ -27,6 +27,7 @@ from raycd.runtime.stages import reading
 from raycd.runtime.stages.context import COMPOSED, IMAGES, Context, texts_of
 from raycd.runtime.stages.embed import embed_all
 from raycd.runtime.stages.fitting import fit
+from raycd.runtime.train import decoding
 from raycd.train.adapt import Adapt
 from raycd.train.finetune import parameters, prepare
 from raycd.train.task import Task
@@ -63,7 +64,8 @@ def adapt(context: Context, writing: Writing) -> None:
 def _make_adapt(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
     with scratch.folder() as copies:
         loaded = encoders.load_saved(local_copy(inputs["encoder"], copies))
-    return Adapt(loaded.to(device), inputs["texts"], inputs["paths"], config)
+    elsewhere = decoding.decoder(config.adapt, config.compute)
+    return Adapt(loaded.to(device), inputs["texts"], inputs["paths"], config, elsewhere)
 
 
 def compose(context: Context, writing: Writing) -> None:

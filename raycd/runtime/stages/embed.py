@@ -25,6 +25,7 @@ from raycd.runtime.stages.context import (
     image_table,
     texts_of,
 )
+from raycd.runtime.train import decoding
 
 LISTED = "missing_images.json"
 
@@ -44,6 +45,7 @@ def encoder(context: Context, writing: Writing) -> None:
 def zero_shot(context: Context, writing: Writing) -> None:
     """Embed every image, which finds missing and broken ones, and the evaluation texts of val."""
     cluster.check_least(context.config.compute)  # now, and not when hours have passed
+    decoding.check_room(context.config)
     used = encoders.load_saved(context.run.local("encoder") / "encoder")
     images, missing = embed_all(context, writing, used, texts_of(context.own, ["val"]))
     writing.record["missing"] = missing.to_dict()

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from raycd.config import AdaptConfig, Stage1Config, Stage2Config
-from raycd.run import Writing, fingerprint
+from raycd.run import Writing, fingerprint, short_name
 from raycd.runtime.stages.context import Context
 from raycd.runtime.train import training
 from raycd.train import checkpoint
@@ -63,8 +63,13 @@ def storage(context: Context, writing: Writing, before: str) -> dict[str, str]:
     Apart for each fingerprint and each encoder of the stage `before`: one that was trained, or read
     from its files, a second time may have other weights under the same fingerprint.
     """
-    own = fingerprint(writing.fingerprint, context.recorded(before, "encoder"))
+    encoder = context.recorded(before, "encoder")
     return {
         "storage": context.run.path(training.STORAGE),
-        "name": f"{writing.stage}-{own[:16]}",
+        "name": storage_name(writing.stage, writing.fingerprint, encoder),
     }
+
+
+def storage_name(stage: str, own: str, encoder: str) -> str:
+    """Return the name of a stage's checkpoints, by its fingerprint and the hash of that encoder."""
+    return short_name(stage, fingerprint(own, encoder))

@@ -31,6 +31,7 @@ from raycd.runtime.stages.context import (
     query_table,
 )
 from raycd.runtime.stages.fitting import fit
+from raycd.runtime.train import decoding
 from raycd.train import hard_negatives
 from raycd.train.finetune import FineTune, parameters, prepare
 from raycd.train.fuse import Fuse, new_head
@@ -107,7 +108,8 @@ def _compose(context: Context, writing: Writing) -> None:
 def _make_finetune(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
     with scratch.folder() as copies:
         loaded = encoders.load_saved(local_copy(inputs["encoder"], copies))
-    return FineTune(loaded.to(device), inputs["dataset"], inputs["paths"], config)
+    elsewhere = decoding.decoder(config.stage1, config.compute)
+    return FineTune(loaded.to(device), inputs["dataset"], inputs["paths"], config, elsewhere)
 
 
 def _make_fuse(inputs: Any, config: Config, device: torch.device) -> Task[Any]:

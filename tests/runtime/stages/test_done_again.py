@@ -16,9 +16,9 @@ from raycd.errors import ConfigError
 from raycd.model import encoder as encoders
 from raycd.run import Run
 from raycd.runtime import cluster, pipeline, precision
-from raycd.runtime.stages import weights
+from raycd.runtime.stages import begun, weights
 from raycd.runtime.stages.context import Context
-from raycd.runtime.stages.fitting import storage
+from raycd.runtime.stages.fitting import storage, storage_name
 from tests.runtime.finished import UNTRACKED, Finished
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -137,6 +137,60 @@ def test_what_was_computed_in_fp32_or_bf16_is_what_auto_asks_for_and_is_recorded
     assert recorded() == "bf16"
     assert done("auto") == []
     assert done("fp32") == ["zero_shot"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "section"),
+    [("zero_shot", "embed"), pytest.param("stage1", "stage1", marks=pytest.mark.slow)],
+)
+def test_what_a_job_has_begun_goes_on_in_its_arithmetic_whatever_auto_is_now(
+    stage: str,
+    section: str,
+    copied: Finished,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def config(precision: str) -> Config:
+        return copied.config(**UNTRACKED, **{section: {"precision": precision}})
+
+    def record() -> dict[str, Any]:
+        return dict(json.loads((copied.folder / stage / "stage.json").read_text()))
+
+    def shards() -> set[int]:
+        return {file.stat().st_ino for file in (copied.folder / stage).rglob("part-*.parquet")}
+
+    with monkeypatch.context() as killed:  # before what is left over was removed
+        killed.setattr(Run, "discard_leftovers", lambda *_: None)
+        pipeline.run(config("bf16"), until=stage)
+    history, embedded = record().get("history"), shards()
+    assert history or embedded
+    shutil.rmtree(copied.folder / stage)
+    capsys.readouterr()
+    assert pipeline.run(config("auto"), until=stage).done == [stage]
+    assert record()["precision"] == "bf16"
+    assert record().get("history") == history, "it was trained anew"
+    assert shards() == embedded, "it was embedded anew"
+    assert f"{stage}: goes on in bf16, in which it was begun" in capsys.readouterr().err
+    assert pipeline.run(config("auto"), until=stage).done == []
+
+
+def test_a_folder_without_features_or_a_checkpoint_decides_no_arithmetic(tmp_path: Path) -> None:
+    run, prints = Run(str(tmp_path), {}), ("of fp32", "of bf16")
+
+    def kind(stage: str) -> str:
+        return begun.settled(Config(), run, stage, prints, ["E"]).stage1.precision
+
+    own = tmp_path / ".train" / storage_name("stage1", "of bf16", "E")
+    own.mkdir(parents=True)
+    (own / "failures.json").write_text("[]")
+    (tmp_path / ".unfinished" / "embed-of bf16").mkdir(parents=True)
+    assert [kind("stage1"), kind("embed")] == ["fp32", "fp32"]
+    for folder in (own / "epoch-0001", tmp_path / ".unfinished" / "embed-of bf16" / "images"):
+        folder.mkdir()
+    (own / "epoch-0001" / "history.json").write_text("[]")
+    assert [kind("stage1"), kind("embed"), kind("stage2")] == ["bf16", "bf16", "fp32"]
+    (tmp_path / ".unfinished" / "embed-of fp32" / "images").mkdir(parents=True)
+    assert kind("embed") == "fp32", "of both, that of today goes on"
 
 
 def test_a_stage_that_trains_in_one_precision_and_embeds_in_another_records_both() -> None:

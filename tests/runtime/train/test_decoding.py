@@ -1,0 +1,67 @@
+"""Images that the cluster decodes: what is trained is the same, and mistakes are told as before."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from torch.utils.data import Dataset
+
+from raycd.config import Config
+from raycd.data.images import BrokenImage
+from raycd.errors import ConfigError
+from raycd.runtime import pipeline
+from raycd.runtime.train.decoding import ClusterLoader, check_room
+from raycd.train.triplets import TripletBatch, Work
+from tests.runtime.finished import UNTRACKED, Finished
+
+
+def test_what_is_trained_on_images_that_the_cluster_decodes_is_the_same(
+    copied: Finished, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = json.loads((copied.folder / "stage1" / "stage.json").read_text())
+    shutil.rmtree(copied.folder / "stage1")
+    config = copied.config(stage1={"decode_on": "cluster"}, **UNTRACKED)
+    outcome = pipeline.run(config, until="stage1")
+    after = pipeline.recorded(outcome.run, "stage1")
+    assert outcome.done == ["stage1"]
+    assert after["encoder"] == before["encoder"]
+    assert [e["loss"] for e in after["history"]] == [e["loss"] for e in before["history"]]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+class Gone(Dataset[TripletBatch]):
+    """A reader of a picture that is gone."""
+
+    def __getitem__(self, work: Work) -> TripletBatch:
+        raise BrokenImage("dress/a.jpg is gone", reason="missing")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_image_that_is_gone_is_told_by_its_name() -> None:
+    row = np.zeros(1, np.int64)
+    with pytest.raises(BrokenImage) as caught:
+        list(ClusterLoader(Gone(), 0.5).batches([Work(row, row, row)]))
+    assert str(caught.value) == "dress/a.jpg is gone"
+    assert caught.value.reason == "missing"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_training_workers_that_leave_no_cpu_to_decode_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    compute = {"train_workers": 2, "cpus_per_worker": 1}
+    config = Config.model_validate({"stage1": {"decode_on": "cluster"}, "compute": compute})
+    with pytest.raises(ConfigError) as caught:
+        check_room(config)
+    assert str(caught.value) == (
+        "stage1.decode_on cluster, and no CPU is left that decodes\n"
+        "  got:      2 training workers of 1 CPUs, and 2 CPUs\n"
+        "  expected: room for one more\n"
+        "  to do:    lower compute.train_workers or compute.cpus_per_worker, or give "
+        "--stage1.decode_on worker"
+    )
+    check_room(config.model_copy(update={"stage1": Config().stage1}))
