@@ -131,6 +131,8 @@ def _users_message(error: Exception, runs: str) -> str | None:
             return str(_disk_full(getattr(cause, "filename", None), runs))
         if is_gpu_full(cause):
             return str(gpu_full(cause))
+        if is_death(cause):
+            return str(_died(cause))
         if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return str(
                 RaycdError(
@@ -179,6 +181,21 @@ def gpu_full(error: BaseException) -> RaycdError:
         got=brief(error),
         do="lower batch_size of what ran (stage1, stage2, adapt, embed, mine or evaluate); stage1 "
         "and adapt also take less with grad_checkpointing true, or with a chunk, such as 16",
+    )
+
+
+def is_death(error: BaseException) -> bool:
+    """Tell by its name, without Ray, an error that tells of a worker which was killed."""
+    kind = type(error)
+    deaths = {"ActorDiedError", "NodeDiedError", "OutOfMemoryError", "WorkerCrashedError"}
+    return kind.__module__ == "ray.exceptions" and kind.__name__ in deaths
+
+
+def _died(error: BaseException) -> RaycdError:
+    return RaycdError(
+        "a worker of Ray has died",
+        got=brief(error),
+        do=f"see whether its machine has run out of memory, or has gone; then {AGAIN}",
     )
 
 

@@ -70,7 +70,7 @@ def main(options: cli.Options) -> None:
     dataset = reading.unless_drawn(config)
     if dataset is not None:
         reading.check_measured(dataset)
-    config = reading.fitted(config, dataset)
+    config = reading.fitted(config, dataset)  # maybe with another head
     _check_trains(config, has_weights=fusion.head_class(config.stage2.head).trains)
     space, name = make_space(config, flags.space), pipeline.run_name(config)
     metric = evaluation.named_metric(config.tune.metric, config, dataset)
@@ -85,11 +85,12 @@ def main(options: cli.Options) -> None:
         pipeline.run(config, until="mine")
         context = Context(config, run, _dataset=dataset)
         config = precision.settled(config)  # it is noted: fp32 and bf16 are not mixed
-        space = make_space(config, flags.space, dim=context.recorded("stage1", "dim"))
-        inputs = {stage: context.recorded(stage, "fingerprint") for stage in ("embed", "mine")}
-        made_with = weights.of_inputs({"stage1": pipeline.recorded(run, "stage1")})
-        with journal.opened(space, inputs, made_with, resume=flags.resume):
-            _sweep(context, space, metric, journal)
+        with run.locked():  # another job would replace what trials read
+            space = make_space(config, flags.space, dim=context.recorded("stage1", "dim"))
+            inputs = {stage: context.recorded(stage, "fingerprint") for stage in ("embed", "mine")}
+            made_with = weights.of_inputs({"stage1": pipeline.recorded(run, "stage1")})
+            with journal.opened(space, inputs, made_with, resume=flags.resume):
+                _sweep(context, space, metric, journal)
     print(f"MLflow:  {tracking.how_to_see(config)}")
 
 

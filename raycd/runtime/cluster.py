@@ -127,24 +127,34 @@ def check_least(compute: ComputeConfig, most: int | None = None) -> None:
         )
 
 
-def fitting(wanted: int, resources: Mapping[str, float]) -> int:
+def fitting(wanted: int, resources: Mapping[str, float], *, free: bool = False) -> int:
     """Return `wanted` workers of `resources` each, or as many as fit: others would be waited for.
 
     A worker is on one machine. A resource of which the cluster has nothing yet does not count: its
-    nodes come on demand.
+    nodes come on demand. `free`: beside what runs now, where that leaves room for any.
     """
     have = _resources()
     needed = {name: need for name, need in resources.items() if have.get(name, 0) > 0 and need > 0}
     if not needed:
         return wanted
     fits = sum(
-        min(int(machine.get(name, 0) / need) for name, need in needed.items())
+        min(_room(name, machine.get(name, 0), need) for name, need in needed.items())
         for machine in _working()
     )
+    if free:  # Ray tells it of the whole cluster alone
+        left: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray's
+        fits = min(fits, *(_room(name, left.get(name, 0), n) for name, n in needed.items())) or fits
     if not fits:
         shown = ", ".join(f"{need:g} {name}" for name, need in resources.items())
         progress.say(f"waiting for a machine with {shown}: the cluster has none yet")
     return max(1, min(wanted, fits))
+
+
+def _room(name: str, there: float, need: float) -> int:
+    """Return how many times there is `need` of a resource; a part of a GPU is of a single one."""
+    if name == "GPU" and need < 1:
+        return int(there) * int(1 / need)
+    return int(there / need)
 
 
 def machines() -> int:

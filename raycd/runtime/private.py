@@ -113,6 +113,28 @@ def cause_of_death(error: BaseException) -> BaseException:
     return found if isinstance(found, BaseException) else error
 
 
+def found_no_room(error: BaseException) -> bool:
+    """Tell whether Ray Train has waited for room for its workers as often as it was told to.
+
+    Superfluous where that error is public, or where a fixed number follows what the cluster has.
+    """
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    cause = getattr(error, "controller_failure", None)
+    return isinstance(cause, WorkerGroupStartupTimeoutError)
+
+
+def is_failed_start(error: BaseException) -> bool:
+    """Tell Ray Train's errors of workers that cannot start, or that a cluster never has room for.
+
+    Superfluous where they are public.
+    """
+    from ray.train.v2._internal import exceptions
+
+    kinds = exceptions.WorkerGroupStartupFailedError, exceptions.InsufficientClusterResourcesError
+    return isinstance(error, kinds)
+
+
 def quiet_ray_data() -> None:
     """Silence Ray Data where it repeats an error that is raised as well, and its progress."""
     loggers: Mapping[str, int] = {

@@ -23,6 +23,7 @@ from raycd.train.mid_epoch import MidEpoch
 WEIGHTS, OPTIMIZER, HISTORY = "weights.safetensors", "optimizer.safetensors", "history.json"
 MID_EPOCH = "place.safetensors"
 PINNED = 2**30  # bytes that are copied into pinned memory at once, at most
+_DAMAGES = (OSError, RuntimeError, LookupError, TypeError, ValueError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class TrainingState:
                 MidEpoch.read(path) if path.exists() else None,
                 folder,
             )
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except _DAMAGES as error:
             raise _broken(folder, error) from error
 
     def fill(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -79,7 +79,10 @@ class MidEpoch:
 
     @classmethod
     def read(cls, path: Path) -> MidEpoch:
-        """Read what `write` has written. Raises OSError, SafetensorError, KeyError, ValueError."""
+        """Read what `write` has written.
+
+        Raises OSError, SafetensorError, RuntimeError, LookupError, TypeError, ValueError.
+        """
         with safe_open(path, "pt") as file:
             # Copies, for what is read keeps its file mapped
             measured_WB2 = file.get_tensor("measured").clone()
@@ -88,4 +91,6 @@ class MidEpoch:
                 name, _, worker = key.partition(".")
                 if worker:
                     random[int(worker)][name] = file.get_tensor(key).clone()
+            for states in random:  # raises now what would end every try in `restore_random`
+                torch.Generator().set_state(states["cpu"])
             return cls(measured_WB2, float(file.metadata()["seconds"]), random)

@@ -1,15 +1,20 @@
 """cluster.yaml is valid for the pinned Ray: CPU head, GPU workers from zero, a token."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from raycd import program
 from raycd.config import ComputeConfig
 from raycd.errors import ConfigError
 from raycd.runtime.cluster import check_least, fitting
+from tests.test_packaging import pins
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,8 +75,15 @@ def test_dashboard_listens_on_loopback_only(cluster: dict[str, Any]) -> None:
 def test_nodes_install_from_the_lock_each_with_its_own_faiss(cluster: dict[str, Any]) -> None:
     for path in cluster["file_mounts"].values():
         assert path.startswith("~") or (ROOT / path).is_file(), f"{path} does not exist"
-    assert "make -C ~/raycd setup EXTRA=cpu" in cluster["head_setup_commands"]
-    assert "make -C ~/raycd setup EXTRA=gpu" in cluster["worker_setup_commands"]
+    installs = "make -C ~/raycd setup EXTRA="  # and nothing beside the lock
+    common = cluster["setup_commands"]
+    assert [one for one in cluster["head_setup_commands"] if one not in common] == [
+        f"{installs}cpu"
+    ]
+    assert [one for one in cluster["worker_setup_commands"] if one not in common] == [
+        f"{installs}gpu"
+    ]
+    assert {"boto3", "s3fs"} <= set(pins("all"))  # of the launcher on the head, and for s3://
 
 
 def test_file_holds_no_secret_and_no_account(cluster: dict[str, Any]) -> None:
@@ -113,8 +125,38 @@ def test_a_worker_fits_on_one_machine(
     assert fitting(8, {"CPU": 1, "GPU": 0.75}) == 3  # 4 by the sums
     assert fitting(2, {"CPU": 1, "GPU": 0.75}) == 2
     assert fitting(8, {"CPU": 2, "GPU": 0}) == 6
+    two_cards = [{"CPU": 8.0, "GPU": 2.0}]
+    monkeypatch.setattr("raycd.runtime.cluster._working", lambda: two_cards)
+    assert fitting(8, {"CPU": 1, "GPU": 0.6}) == 2  # a share is of one card
+    assert fitting(8, {"CPU": 1, "GPU": 0.4}) == 4
+    monkeypatch.setattr("raycd.runtime.cluster._working", lambda: machines)
     assert "waiting" not in capsys.readouterr().err
     assert fitting(8, {"CPU": 1, "GPU": 2}) == 1
     assert "waiting for a machine with 1 CPU, 2 GPU" in capsys.readouterr().err
     monkeypatch.setattr("raycd.runtime.cluster._resources", lambda: {"CPU": 12.0})
     assert fitting(8, {"CPU": 1, "GPU": 1}) == 8  # machines with GPUs come on demand
+
+
+def test_a_worker_of_ray_that_is_killed_is_told_in_one_message(
+    ray_cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @ray.remote(max_retries=0)
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert program.guard(lambda: ray.get(die.remote()), []) == program.EXIT_MISTAKE
+    said = capsys.readouterr().err
+    assert said.startswith("error: a worker of Ray has died\n  got:      WorkerCrashedError: ")
+    assert said.endswith("then run the same command again to continue\n")
+
+
+def test_room_that_others_use_does_not_count_where_there_is_some_beside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machines = [{"CPU": 4.0}, {"CPU": 4.0}]
+    monkeypatch.setattr("raycd.runtime.cluster._working", lambda: machines)
+    monkeypatch.setattr("raycd.runtime.cluster._resources", lambda: {"CPU": 8.0})
+    for left, room in ((8.0, 3), (5.0, 2), (1.0, 3)):
+        monkeypatch.setattr("ray.available_resources", lambda left=left: {"CPU": left})
+        assert fitting(3, {"CPU": 2.0}, free=True) == room
+        assert fitting(3, {"CPU": 2.0}) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -188,3 +189,13 @@ def test_a_temporary_folder_that_cannot_be_made_is_told(
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file" / "ray"))
     with pytest.raises(RunError, match="no temporary folder for Ray"), local_ray.connected():
         pytest.fail("it started")
+
+
+def test_rays_sockets_fit_where_the_unit_for_systemd_has_them() -> None:
+    unit = re.search(r"^\[Unit\].*?^```", (ROOT / "docs/serving.md").read_text(), re.M | re.S)
+    assert unit is not None
+    settings = dict(re.findall(r"^(\w+)=(.*)", unit[0], re.M))
+    folder = f"/var/lib/{settings['StateDirectory']}"  # neither /tmp nor memory
+    assert settings["Environment"] == f"RAY_TMPDIR={folder}"
+    assert folder in settings["ExecStartPre"]
+    assert not local_ray._is_unfit(f"{folder}/raycd-12345678")

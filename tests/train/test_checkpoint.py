@@ -132,6 +132,29 @@ def test_what_was_filled_keeps_no_file_of_the_checkpoint_mapped(tmp_path: Path) 
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"cpu.0", b"cpu.8"),  # a worker that there was not
+        (b"cpu.0", b"cpu.x"),
+        (b"cpu.0", b"cqu.0"),
+        (b'"seconds"', b'"sfconds"'),
+        (b'"dtype":"U8"', b'"dtype":"I8"'),
+    ],
+)
+def test_a_damaged_key_of_the_place_inside_of_an_epoch_is_a_damaged_checkpoint(
+    old: bytes, new: bytes, tmp_path: Path
+) -> None:
+    module = network()
+    mid_epoch = MidEpoch.gathered([torch.ones(2)], 1.0)
+    TrainingState.of(module, OPTIMIZERS["adam"](module), [], mid_epoch).write(tmp_path)
+    data = (tmp_path / MID_EPOCH).read_bytes()
+    assert old in data
+    (tmp_path / MID_EPOCH).write_bytes(data.replace(old, new, 1))
+    with pytest.raises(WeightsError, match="cannot be read"):
+        TrainingState.read(tmp_path)
+
+
 def test_parameters_that_do_not_train_have_no_state(tmp_path: Path) -> None:
     module = network()
     next(module.children()).requires_grad_(False)

@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 
 from raycd.config import cli
 from raycd.runtime import pipeline
+from raycd.runtime.stages.context import Context
 from tests.packages import HALVES, install
 from tests.processes import started, wait_for
 from tune import sweep
@@ -190,6 +191,22 @@ def test_a_mistake_is_told_before_anything_is_drawn_or_embedded(
     assert here(path, *argv) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {message}")
+
+
+def test_a_run_is_held_while_a_sweep_reads_it_and_free_afterwards(
+    my_yaml: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(context: Context, *_: object) -> None:
+        pipeline.run(context.config, until="mine")
+
+    monkeypatch.setattr(sweep, "_sweep", train)  # another job, while trials run
+    assert here(my_yaml) == 2
+    folder = my_yaml.parent / "tiny"
+    assert f"error: the run {folder} is in use\n" in capsys.readouterr().err
+    monkeypatch.setattr(sweep, "_sweep", lambda *_: None)
+    assert here(my_yaml) == 0
+    config = cli.parse(["--config", str(my_yaml)], prog="", description="").config
+    assert pipeline.run(config, until="mine").done == []
 
 
 def test_a_head_without_weights_is_refused_whatever_it_says_of_itself(

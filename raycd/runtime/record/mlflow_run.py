@@ -27,6 +27,7 @@ class MlflowRun:
         self._epochs: set[int] = set()  # logged before
         self._step = 0  # the last one logged
         self._machine_step = -1  # the last one of machines
+        self._unsure = False  # whether the server may have what it did not answer to
         if continued:
             self._read_logged()
 
@@ -97,21 +98,24 @@ class MlflowRun:
         named = _numbers({"system": machines})
         self._log([(name, value, self._machine_step) for name, value in named], limits=PROBE)
 
-    def _read_logged(self) -> None:
+    def _read_logged(self, limits: Mapping[str, str] = CALLS) -> None:
         """Read which epochs and steps the run has, so that none is logged twice."""
         if self._store is None:
             return
-        with self._store.translate_errors("the MLflow record cannot be read"):
+        with self._store.translate_errors("the MLflow record cannot be read", limits=limits):
             of = partial(self._store.client.get_metric_history, self.run_id)
             for name in ("loss", "pseudo/loss"):
                 self._epochs |= {metric.step for metric in of(name)}
             newest = self._store.client.get_run(self.run_id).to_proto().data.metrics
             steps = {metric.key: int(metric.step) for metric in newest}
             self._step = steps.get("step/loss", 0)
-            own = (step for name, step in steps.items() if name.startswith("system/"))
-            self._machine_step = max(own, default=-1)
+            own = [step for name, step in steps.items() if name.startswith("system/")]
+            self._machine_step = max(self._machine_step, *own, -1)
+        self._unsure = False
 
     def _log_epochs(self, epochs: Iterable[Mapping[str, Any]], limits: Mapping[str, str]) -> None:
+        if self._unsure:
+            self._read_logged(limits)
         new = [epoch for epoch in epochs if int(epoch["epoch"]) not in self._epochs]
         self._log(
             [
@@ -159,7 +163,11 @@ class MlflowRun:
             now = int(time.time() * 1000)
             entities = [Metric(name, value, now, step) for name, value, step in metrics]
             run_tags = [RunTag(name, value) for name, value in (tags or {}).items()]
-            self._store.client.log_batch(self.run_id, metrics=entities, tags=run_tags)
+            try:
+                self._store.client.log_batch(self.run_id, metrics=entities, tags=run_tags)
+            except Exception:
+                self._unsure = True
+                raise
 
 
 def milliseconds(seconds: float | None) -> int | None:

@@ -32,13 +32,13 @@ from raycd.train.loop import best_epoch
 Answer = TypeVar("Answer")
 
 KEPT = 2  # the newest ones, beside that of the best epoch
-_OURS = re.compile(r"epoch-\d{4,}(-step-\d{6,})?")
+_OURS = re.compile(r"epoch-(\d{4,})(?:-step-(\d{6,}))?")
 FILE_OF_RAY = "checkpoint_manager_snapshot.json"
 _RAYS = re.compile(r"checkpoint_.+")  # of an earlier version, one an epoch
 
 
 def name_of(state: TrainingState) -> str:
-    """Return the name of a checkpoint: later ones sort behind earlier ones."""
+    """Return the name of a checkpoint."""
     name = f"epoch-{len(state.history):04d}"
     return name if state.mid_epoch is None else f"{name}-step-{state.mid_epoch.batches:06d}"
 
@@ -47,8 +47,14 @@ def in_words(name: str) -> str:
     """Return in words where a checkpoint is: "epoch 4, step 120"; any other name as it is."""
     if not _OURS.fullmatch(name):
         return name or "the beginning"
-    epoch, _, step = name.removeprefix("epoch-").partition("-step-")
-    return f"epoch {int(epoch) + 1}" + (f", step {int(step)}" if step else "")
+    epoch, step, _ = _place(name)
+    return f"epoch {epoch + 1}" + (f", step {step}" if step else "")
+
+
+def _place(name: str) -> tuple[int, int, str]:
+    """Return what orders names: epochs and steps as numbers, and before them Ray's."""
+    found = _OURS.fullmatch(name)
+    return (int(found[1]), int(found[2] or 0), "") if found else (-1, 0, name)
 
 
 class Checkpoints:
@@ -61,12 +67,13 @@ class Checkpoints:
         self.uri = uri.rstrip("/")
         self._fs, self._path = open_uri(self.uri)
         self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._damaged: set[str] = set()  # as `newest` found them
 
     def names(self) -> list[str]:
         """Return the names of the checkpoints, the newest first."""
         found = [name for name in self._listed() if _OURS.fullmatch(name) or _RAYS.fullmatch(name)]
         # What is written or removed in a bucket is there by halves meanwhile
-        return sorted((name for name in found if self._is_whole(name)), reverse=True)
+        return sorted((name for name in found if self._is_whole(name)), key=_place, reverse=True)
 
     def read(self, name: str) -> TrainingState:
         """Read a checkpoint. Raises WeightsError where it is damaged."""
@@ -83,6 +90,7 @@ class Checkpoints:
             try:
                 return self.read(name), name, damaged
             except WeightsError as error:
+                self._damaged.add(name)
                 damaged.append(f"{name} ({brief(error.__cause__ or error)})")
         return None, "", damaged
 
@@ -100,15 +108,18 @@ class Checkpoints:
                 self._ask(
                     partial(self._upload, folder, posixpath.join(self._path, name)), "writing"
                 )
+        self._damaged.discard(name)
         return name
 
     def prune(self, own: TrainingState) -> None:
         """Remove all but the newest ones and the best epoch's, once `own` is written.
 
-        Those that are further than `own` stay: they were damaged, or could not be read for a while.
+        One that `newest` found damaged takes no other's place. Those that are further than `own`
+        stay: they were damaged, or could not be read for a while.
         """
-        names = [name for name in self.names() if _OURS.fullmatch(name) and name <= name_of(own)]
-        keep = set(names[:KEPT])
+        last = _place(name_of(own))
+        names = [name for name in self.names() if _OURS.fullmatch(name) and _place(name) <= last]
+        keep = set([name for name in names if name not in self._damaged][:KEPT])
         if own.history:
             keep.add(f"epoch-{best_epoch(own.history) + 1:04d}")
         for name in names:

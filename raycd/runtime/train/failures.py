@@ -11,9 +11,14 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from raycd import progress
-from raycd.errors import RunError
+from ray.exceptions import OutOfMemoryError
+
+from raycd import program, progress
+from raycd.config import cli
+from raycd.errors import RaycdError, RunError
+from raycd.runtime import private
 from raycd.runtime.train.checkpoints import Checkpoints
+from raycd.runtime.train.teller import in_a_line
 
 FILE = "failures.json"
 
@@ -99,3 +104,35 @@ def described(entry: Mapping[str, Any]) -> str:
     start = entry.get("continued_from")
     then = "" if start is None else f"; went on from {start}, workers: {entry['workers']}"
     return f"{entry['when']} {who}{entry['what']}{then}"
+
+
+def translate_error(error: Exception, allowed: int) -> RunError | None:
+    """Return the user's error where workers of Ray Train died once more than `allowed`.
+
+    None where a worker has raised one of ours, which says more than the deaths beside it, and
+    where what ended the training is no death.
+    """
+    causes = [private.cause_of_death(cause) for cause in cli.causes(error)]
+    if any(isinstance(cause, RaycdError) for cause in causes):
+        return None
+    if unstarted := [cause for cause in causes if private.is_failed_start(cause)]:
+        return RunError(
+            "training workers cannot be started",
+            got=in_a_line(unstarted[0]),
+            do=f"lower compute.train_workers, or see Ray's logs on the machines; then "
+            f"{program.AGAIN}",
+        )
+    deaths = [cause for cause in causes if program.is_death(cause)]
+    if not deaths:
+        return None
+    what, do = "a training worker has died", f"{program.AGAIN}, or raise train.max_failures"
+    if isinstance(deaths[0], OutOfMemoryError):
+        what = "a training worker was ended: its machine had no memory left"
+        do = "lower cache_mib, loader_workers or batch_size of what trains, or have fewer workers "
+        do += f"on a machine; then {program.AGAIN}"
+    return RunError(
+        what,
+        got=f"failure {allowed + 1}: {in_a_line(deaths[0])}",
+        expected=f"at most {allowed} failures (train.max_failures)",
+        do=do,
+    )

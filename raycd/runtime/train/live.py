@@ -6,6 +6,7 @@ written again, epochs at the latest where the stage ends (`MlflowRun.log_epochs`
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from raycd.runtime.record.mlflow_run import MlflowRun
 from raycd.runtime.train.failures import Failures, described
 
 AGAIN_AFTER = 30.0  # seconds until a record that was away is tried again
+TELL_AFTER = 60.0  # seconds without a worker after which it is told what is waited for
 
 
 class EventHandler:
@@ -33,6 +35,12 @@ class EventHandler:
         self._said: set[str] = set()
         self._has_failed = False
         self._not_before = 0.0
+        self._expected = 0
+        self._waits_since = math.inf  # there is a worker
+
+    def expect(self, workers: int) -> None:
+        """Note that so many workers, at least, are to start now."""
+        self._expected, self._waits_since = workers, time.monotonic()
 
     def take(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Take events of the `relay.Board`, and write what there is to write."""
@@ -47,6 +55,11 @@ class EventHandler:
             elif event["kind"] == "said" and event["text"] not in self._said:
                 self._said.add(event["text"])  # each worker says it
                 progress.say(f"{self._stage}: {event['text']}")
+            elif event["kind"] in ("worker", "failed"):
+                self._waits_since = math.inf if event["kind"] == "worker" else time.monotonic()
+        if time.monotonic() - self._waits_since > TELL_AFTER:
+            self._waits_since = math.inf
+            progress.say(f"{self._stage}: waiting for room for {self._expected} training workers")
         if time.monotonic() >= self._not_before:
             self._write()
 

@@ -27,12 +27,12 @@ class Teller(UserCallback):
         self, run_context: Any, worker_exceptions: Mapping[int, BaseException]
     ) -> None:
         """Note each worker's error."""
-        failed = {worker: _in_a_line(error) for worker, error in worker_exceptions.items()}
+        failed = {worker: in_a_line(error) for worker, error in worker_exceptions.items()}
         when = datetime.now(UTC).timestamp()
         self._board.note.remote({"kind": "failed", "when": when, "errors": failed})
 
 
-def _in_a_line(error: BaseException) -> str:
+def in_a_line(error: BaseException) -> str:
     """Return what a worker has raised, or how it died, without a traceback."""
     error = private.cause_of_death(error)
     ours = [cause for cause in cli.causes(error) if isinstance(cause, RaycdError)]

@@ -13,6 +13,7 @@ import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import ray.train
 import ray.train.torch
 import torch
 from fsspec.implementations.local import LocalFileSystem
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig
 
 from raycd import progress, stores
@@ -39,7 +40,7 @@ from raycd.runtime import cluster, local_ray, precision, private
 from raycd.runtime.record.mlflow_run import MlflowRun
 from raycd.runtime.train import relay
 from raycd.runtime.train.checkpoints import Checkpoints
-from raycd.runtime.train.failures import Failures
+from raycd.runtime.train.failures import Failures, translate_error
 from raycd.runtime.train.keeping import Keeper, Stopped
 from raycd.runtime.train.live import EventHandler
 from raycd.runtime.train.teller import Teller
@@ -50,6 +51,9 @@ TIMEOUT_S = 7200  # that workers wait for the first, which alone judges an epoch
 STORAGE = ".train"  # folder of checkpoints in a run's folder
 CHECKPOINTS = "checkpoints"  # of a stage's record: its folder there, left over by a killed job
 RESIZE_EVERY = 60.0  # seconds between two looks for machines that have joined
+# Waits of a minute for room for all workers: a cluster may need some for another machine. Of an
+# elastic number Ray Train asks for room that it takes to be there.
+WAITS, ELASTIC_WAITS = 10, 3
 _LASTING = (ConfigError, BrokenImage, WeightsError)  # the same on every try
 
 MakeTask = Callable[[Mapping[str, Any], Config, torch.device], Task[Any]]
@@ -94,7 +98,8 @@ def train(
 
     Raises:
         TrainingError: The loss or the weights are no longer finite.
-        RunError: A checkpoint cannot be written.
+        RunError: A checkpoint cannot be written, or workers died more often than
+            `train.max_failures`.
         TrackingError: Epochs cannot be logged; the same training goes on there.
     """
     config = precision.settled(config)
@@ -111,18 +116,11 @@ def train(
             "checkpoints": checkpoints.uri,
             "notices": os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0",
         }
-        trainer = private.trainer_class(alone=not local_ray.address())(
-            _run,
-            # By reference: else Ray Train's controller, too, imports all that a worker imports
-            train_loop_config={"spec": ray.put(spec)},
-            torch_config=TorchConfig(timeout_s=TIMEOUT_S),
-            scaling_config=_scaling(config, schedule),
-            run_config=_run_config(storage, name, config, Teller(board)),
-        )
+        trainer = _trainer(spec, _run_config(storage, name, config, Teller(board)))
         record = tracked or MlflowRun(None, "")
         live = EventHandler(stage, record, failures)
         with relay.followed(board, live.take):
-            result = trainer.fit()
+            result = _fit(trainer, live, config, schedule)
         live.finish()
         if isinstance(result.return_value, RaycdError):
             raise result.return_value
@@ -131,8 +129,45 @@ def train(
     return Trained(folder, history, best, failures.entries)
 
 
-def _scaling(config: Config, schedule: Schedule) -> Any:
+def _trainer(spec: dict[str, Any], run_config: Any) -> Callable[..., Any]:
+    """Return what makes a trainer, given its `scaling_config`."""
+    made: Any = private.trainer_class(alone=not local_ray.address())
+    return partial(
+        made,
+        _run,
+        # By reference: else Ray Train's controller, too, imports all that a worker imports
+        train_loop_config={"spec": ray.put(spec)},
+        torch_config=TorchConfig(timeout_s=TIMEOUT_S),
+        run_config=run_config,
+    )
+
+
+def _fit(
+    trainer: Callable[..., Any], live: EventHandler, config: Config, schedule: Schedule
+) -> Any:
+    """Train with as many workers as there is room for, and return Ray Train's result.
+
+    Ray Train asks for the same number again, whatever the cluster has lost and whoever else works
+    there. So where it has waited in vain, the number is found anew.
+    """
+    number = _number(config, schedule)
+    while True:
+        live.expect(number if isinstance(number, int) else number[0])
+        try:
+            return trainer(scaling_config=_scaling(config, number)).fit()
+        except TrainingFailedError as error:
+            if not private.found_no_room(error):
+                found = translate_error(error, config.train.max_failures)
+                if found is None:
+                    raise
+                raise found from error
+        number = _number(config, schedule, free=True)
+
+
+def _number(config: Config, schedule: Schedule, *, free: bool = False) -> int | tuple[int, int]:
     """Return how many workers there are: of a fixed number no more than there is room for now.
+
+    `free`: no more than there is room for beside what others run now, where there is any.
 
     Raises ConfigError where several are to share a card: NCCL takes one worker a card.
     """
@@ -145,22 +180,32 @@ def _scaling(config: Config, schedule: Schedule) -> Any:
             "one worker",
             do="give --compute.gpus_per_worker 1, or --compute.train_workers 1",
         )
-    number: int | tuple[int, int]
     if isinstance(wanted, int):
-        number = cluster.fitting(wanted, resources)
+        number = cluster.fitting(wanted, resources, free=free)
         if number < wanted:
             text = f"{number} of {wanted} training workers: there is no room for more now"
             if local_ray.address():
                 text += ". A cluster grows for --compute.train_workers "
                 text += f'\'{{"min": {wanted}, "max": {wanted}}}\''
             say(text)
-    else:
-        most = max(1, min(wanted["max"], schedule.batch_size // 2))  # two triplets a worker
-        least = min(wanted["min"], most)
-        cluster.check_least(config.compute, most)
-        if cluster.fitting(least, resources) < least:
-            say(f"waiting for the cluster to grow: there is no room for {least} training workers")
-        number = (least, most)
+        return number
+    most = max(1, min(wanted["max"], schedule.batch_size // 2))  # two triplets a worker
+    least = min(wanted["min"], most)
+    cluster.check_least(config.compute, most)
+    there = cluster.fitting(most, resources)
+    if there < least:
+        say(f"waiting for the cluster to grow: there is no room for {least} training workers")
+    # Ray Train counts what machines have, whoever uses it
+    elif free and (room := cluster.fitting(most, resources, free=True)) < there:
+        most = max(least, room)
+        say(f"no more than {most} training workers from now on: others use the rest of the cluster")
+    return least, most
+
+
+def _scaling(config: Config, number: int | tuple[int, int]) -> Any:
+    resources = cluster.worker_resources(config.compute)
+    # Exact in binary: Ray Train adds shares up, and three of 0.3 CPUs are less than 0.9 then
+    resources["CPU"] = max(1, int(resources["CPU"] * 1024)) / 1024
     # Its types are those of the first version of Ray Train
     made: Any = ScalingConfig
     return made(
@@ -188,12 +233,16 @@ def _of_store(storage: str) -> Iterator[None]:
 
 def _run_config(storage: str, name: str, config: Config, teller: Teller) -> Any:
     file_system, path = _storage(storage)
+    waits = WAITS if isinstance(config.compute.train_workers, int) else ELASTIC_WAITS
     made: Any = RunConfig  # as above
+    failing: Any = FailureConfig
     return made(
         name=name,
         storage_path=path,
         storage_filesystem=file_system,
-        failure_config=FailureConfig(max_failures=config.train.max_failures),
+        failure_config=failing(
+            max_failures=config.train.max_failures, controller_failure_limit=waits - 1
+        ),
         callbacks=[teller],
     )
 

@@ -9,13 +9,15 @@ from typing import Any
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from raycd.config import Config
 from raycd.errors import DataError, RunError
 from raycd.features.stored import Stored
 from raycd.run import Run
 from raycd.runtime import pipeline
 from raycd.runtime.stages import tasks
-from raycd.runtime.stages.context import IMAGES, Context
+from raycd.runtime.stages.context import IMAGES, Context, own_device
 from tests.runtime.finished import UNTRACKED, Finished
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -53,6 +55,22 @@ def test_a_task_gets_the_run_and_works_in_a_process_of_its_own(finished: Finishe
     process, found = tasks.run(count, context_of(finished), 2, 1)
     assert process != os.getpid()
     assert found == 2 * (3 * 60 - 2) + 1  # two pictures cannot be read
+
+
+def test_a_task_computes_on_no_gpu_that_is_not_its_own(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def device(context: Context) -> str:
+        torch.cuda.is_available = lambda: True  # Ray hides no card of the machine from its workers
+        try:
+            return own_device(context.config)
+        finally:
+            torch.cuda.is_available = asked
+
+    asked = torch.cuda.is_available
+    assert tasks.run(device, context_of(finished)) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert own_device(Config.model_validate({"compute": {"device": "auto"}})) == "cuda"
 
 
 def test_what_a_task_raises_is_raised(finished: Finished) -> None:

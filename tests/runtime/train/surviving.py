@@ -100,6 +100,7 @@ def main(path: str) -> None:
     spec = json.loads(Path(path).read_text())
     config = Config.model_validate(spec["config"])
     training.RESIZE_EVERY = spec.get("resize_every", 60.0)
+    training.WAITS = spec.get("waits", training.WAITS)
     with (
         cluster.connected(),
         Tracker.open(config, config.runs, run_id=spec["run"]) as tracker,

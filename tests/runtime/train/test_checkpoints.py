@@ -90,6 +90,46 @@ def test_one_that_was_cut_short_is_told_and_the_one_before_is_gone_on_from(
     assert checkpoints.newest()[1:] == ("epoch-0001-step-000030", [])
 
 
+def test_one_that_was_found_damaged_takes_no_place_of_the_two_newest(
+    checkpoints: Checkpoints,
+) -> None:
+    for step in (0, 60, 120):
+        name = keep(checkpoints, state([0.5], step))
+    with checkpoints._fs.open(f"{checkpoints._path}/{name}/{WEIGHTS}", "wb") as file:
+        file.write(b"cut")
+    assert checkpoints.newest()[1] == "epoch-0001-step-000060"
+    keep(checkpoints, state([0.5, 0.1], 40))
+    assert checkpoints.names() == [
+        "epoch-0002-step-000040",
+        "epoch-0001-step-000060",
+        "epoch-0001",
+    ]
+    checkpoints.write(state([0.5], 120))
+    checkpoints.prune(state([0.5], 200))
+    assert "epoch-0001-step-000120" in checkpoints.names(), "it was written anew"
+
+
+def test_the_newest_is_the_furthest_however_many_digits_its_name_has(tmp_path: Path) -> None:
+    checkpoints, scores = Checkpoints(str(tmp_path)), [0.0] * 9_998
+    (tmp_path / "checkpoint_2026-01-01_00-00-00.123456").mkdir()
+    (tmp_path / "checkpoint_2026-01-01_00-00-00.123456" / HISTORY).write_text("[]")
+    for _ in range(3):
+        scores.append(0.0)
+        keep(checkpoints, state(scores))
+    for step in ("999999", "1000000"):
+        (tmp_path / "epoch-10001").rename(tmp_path / f"epoch-10001-step-{step}")
+        keep(checkpoints, state(scores))
+    assert checkpoints.names() == [
+        "epoch-10001-step-1000000",
+        "epoch-10001-step-999999",
+        "epoch-10001",
+        "epoch-10000",
+        "checkpoint_2026-01-01_00-00-00.123456",
+    ]
+    assert in_words("epoch-10001-step-1000000") == "epoch 10002, step 1000000"
+    assert checkpoints.read("epoch-10001").history[-1]["epoch"] == 10_000
+
+
 def test_where_none_can_be_read_the_training_begins_anew(tmp_path: Path) -> None:
     checkpoints = Checkpoints(str(tmp_path / "absent"))
     assert checkpoints.newest() == (None, "", [])

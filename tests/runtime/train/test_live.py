@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from raycd.config import Config
+from raycd.errors import TrackingError
+from raycd.runtime.record.mlflow_run import MlflowRun
 from raycd.runtime.record.tracking import Tracker
 from raycd.runtime.train import live
 from raycd.runtime.train.checkpoints import Checkpoints
@@ -112,6 +116,58 @@ def test_a_record_that_is_away_does_not_stop_a_training_and_gets_what_it_misses(
     assert said.count("the training goes on, and what is missing follows") == 1
     assert steps_of(client, run.run_id, "loss") == [0, 1]
     assert steps_of(client, run.run_id, "step/loss") == [10, 60]
+
+
+def test_what_a_busy_server_has_written_before_it_answered_too_late_is_not_written_again(
+    tracker: Tracker, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "AGAIN_AFTER", 0.0)
+    log_batch, calls = MlflowClient.log_batch, itertools.count()
+
+    def late(*given: Any, **more: Any) -> None:
+        log_batch(*given, **more)
+        if next(calls) % 2 == 0:
+            raise TimeoutError("read timed out after 5 s")
+
+    with tracker.stage("toy", "late") as run:
+        followed = EventHandler("toy", run, Failures("toy", Checkpoints(str(tmp_path))))
+        monkeypatch.setattr(MlflowClient, "log_batch", late)
+        followed.take([epoch(0), step(10)])
+        followed.take([])  # the steps, in time
+        followed.take([epoch(1, "pseudo"), step(60)])
+        for _ in range(3):
+            followed.take([])
+        followed.take([step(110)])
+        followed.take([step(160)])
+        with suppress(TrackingError):
+            run.log_epochs([epoch(2)["entry"]])
+        run.log_epochs([epoch(2)["entry"]])
+    assert next(calls) > 6
+    assert steps_of(client, run.run_id, "loss") == [0, 2]
+    assert steps_of(client, run.run_id, "pseudo/loss") == [1]
+    assert steps_of(client, run.run_id, "step/loss") == [10, 60, 110, 160]
+
+
+def test_workers_that_do_not_start_for_a_minute_are_told_to_be_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(live, "TELL_AFTER", 0.1)
+
+    def after_a_while(*events: dict[str, Any]) -> int:
+        followed.take(events)
+        time.sleep(0.15)
+        for _ in range(2):
+            followed.take([])
+        return capsys.readouterr().err.count("toy: waiting for room for 3 training workers\n")
+
+    followed = EventHandler("toy", MlflowRun(None, ""), Failures("toy", Checkpoints(str(tmp_path))))
+    followed.expect(3)
+    followed.take([])
+    assert "waiting" not in capsys.readouterr().err, "too soon"
+    assert after_a_while() == 1
+    assert after_a_while(worker(0, 7), began("epoch 1", 3)) == 0
+    assert after_a_while(failed({1: "it died"})) == 1
+    assert after_a_while(failed({1: "it died"}), worker(0, 8)) == 0
 
 
 def test_a_record_that_comes_back_shortly_before_the_end_gets_what_it_misses(

@@ -145,19 +145,20 @@ def test_a_driver_that_is_killed_goes_on_by_the_same_command_from_the_newest_who
 
 
 @pytest.mark.slow
-def test_a_node_that_goes_with_notice_leaves_a_checkpoint_of_that_moment(
+def test_a_node_that_goes_with_notice_leaves_a_checkpoint_of_that_moment_and_that_is_no_failure(
     nodes: Nodes, job: Training
 ) -> None:
-    job.settings["train"] = {"checkpoint_minutes": 0.0}
-    job.inputs["pace"] = 0.25
+    job.settings["train"] = {"checkpoint_minutes": 0.0, "max_failures": 0}
+    job.inputs["pace"] = 0.35
     job.start(RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="1")
     job.wait_for(lambda: job.workers())
     node = nodes.of(job.workers()[0])
     drain = ["drain-node", f"--address={nodes.cluster.address}", f"--node-id={node.node_id}"]
     drain += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot"]
-    drain += ["--deadline-remaining-seconds=15"]
+    drain += ["--deadline-remaining-seconds=10"]
     subprocess.run([str(Path(sys.executable).parent / "ray"), *drain], check=True)
     job.checkpoint_inside_of(1)
+    job.wait_for(lambda: job.went_on_with(1))  # at the deadline, and not before
     nodes.terminate(node)
     code, said = job.ended()
     assert code == 0, said
@@ -221,3 +222,21 @@ def test_an_elastic_training_goes_on_when_a_node_leaves_and_grows_when_one_joins
     check(found, exactly=False, dropout=0.0)
     assert [failure["workers"] for failure in found["failures"]] == [1, 2]
     assert found["failures"][1]["what"] == "the workers were 1, now 2"
+
+
+@pytest.mark.slow
+def test_a_fixed_number_of_workers_goes_on_with_the_machines_that_there_are(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    job = Training(tmp_path, nodes, dropout=0.0, pace=0.1)
+    job.settings["compute"] |= {"train_workers": 2}
+    job.more["waits"] = 1
+    job.start()
+    job.checkpoint_inside_of(1)
+    nodes.kill(nodes.of(job.workers()[1]))
+    code, said = job.ended()
+    assert code == 0, said
+    assert "1 of 2 training workers: there is no room for more now" in said
+    found = job.result()
+    check(found, exactly=False, dropout=0.0)
+    assert [failure["workers"] for failure in found["failures"]] == [1] * len(found["failures"])

@@ -120,9 +120,18 @@ def test_several_training_workers_do_not_share_a_card(monkeypatch: pytest.Monkey
     for workers in (2, {"min": 1, "max": 2}):
         shared = settings(workers, gpus_per_worker=0.5)
         with pytest.raises(ConfigError, match=r"cannot share a GPU(.|\n)*gpus_per_worker 0\.5"):
-            training._scaling(shared, SCHEDULE)
+            training._number(shared, SCHEDULE)
     for config in (settings(gpus_per_worker=0.5), settings(2), settings(2, device="cpu")):
-        training._scaling(config, SCHEDULE)
+        training._number(config, SCHEDULE)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.9, 1.1, 1e-6])
+def test_workers_of_a_share_of_a_cpu_are_as_many_for_ray_as_for_us(share: float) -> None:
+    config = settings({"min": 1, "max": 12}, device="cpu", cpus_per_worker=share)
+    given = training._scaling(config, (1, 12)).resources_per_worker["CPU"]
+    assert 0 < given <= max(share, 1 / 1024)
+    for workers in range(1, 13):
+        assert sum([given] * workers) // given == workers  # as Ray Train counts them
 
 
 @pytest.mark.slow
