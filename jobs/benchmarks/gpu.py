@@ -78,7 +78,7 @@ def _training(
     encoder.to("cuda").precision = "bf16"
     encoder.trainable("both", grad_checkpointing=checkpointing)
     if compiled:
-        encode_compiled(encoder, must=True)
+        encode_compiled(encoder, must=True, trains=True)
     module = SumOfFeatures(encoder)
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=2e-6, fused=True)

@@ -121,7 +121,7 @@ def _stage2(
 
 def _sum(name: str, context: Context, stage: str) -> Method:
     """Return the answers of the sum of the features that a stage of a run has written."""
-    ranks = tasks.run(_ranks, context, stage)
+    ranks = tasks.run(_ranks, context, stage, gpu=True)
     categories = context.dataset.triplets_of("val")["category"].to_pylist()
     return Method(name, Answers.of([ranks], categories, None))
 

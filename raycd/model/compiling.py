@@ -19,7 +19,7 @@ from raycd.config import Compile
 from raycd.data import preprocess
 from raycd.errors import ConfigError, brief
 from raycd.model.encoder import Encoder
-from raycd.model.private import compile_error
+from raycd.model.private import backward_at_once, compile_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,34 +58,38 @@ def repays(seconds: float) -> bool:
     return seconds * (1 - 1 / GAIN) > SECONDS
 
 
-def encode_compiled(encoder: Encoder, must: bool) -> Encoder:
-    """Let an encoder encode images and tokens compiled; return it. A second call does nothing."""
+def encode_compiled(encoder: Encoder, must: bool, *, trains: bool = False) -> Encoder:
+    """Let an encoder encode images and tokens compiled; return it. A second call does nothing.
+
+    Args:
+        must: See `once`.
+        trains: See `once`.
+    """
     # Not as its decorator, which would take every process that reads images a second.
     torch.compiler.assume_constant_result(preprocess.constant)  # type: ignore[no-untyped-call]  # torch's
     for name in ("encode_images", "encode_tokens"):
         if name not in vars(encoder):
-            setattr(encoder, name, once(getattr(encoder, name), must=must))
+            setattr(encoder, name, once(getattr(encoder, name), must, trains=trains))
     return encoder
 
 
-def once(function: Callable[P, R], must: bool) -> Callable[P, R]:
+def once(function: Callable[P, R], must: bool, *, trains: bool) -> Callable[P, R]:
     """Return the function compiled for the largest batches that it is given, as it is for others.
 
-    A function that trains runs as it is in inference mode, too, where epochs are judged.
-
     Args:
-        must: Raise ConfigError where it cannot be compiled; else it is said, and it runs as it is.
+        must: Raise ConfigError where it, or its backward pass, cannot be compiled; else it is said,
+            and it runs as it is.
+        trains: It is compiled to train, and runs as it is in inference mode, where epochs are
+            judged; else the other way round.
     """
     compiled: Callable[P, R] | None = torch.compile(function, dynamic=False, backend=BACKEND)
     most, size = 0, tuple[tuple[int, ...], ...]()
-    answers: bool | None = None  # in inference mode, as its first call
+    ran = False
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
-        nonlocal compiled, most, size, answers
-        answering = torch.is_inference_mode_enabled()
-        answers = answering if answers is None else answers
-        if compiled is None or answering != answers:
+        nonlocal compiled, most, size, ran
+        if compiled is None or torch.is_inference_mode_enabled() == trains:
             return function(*args, **kwargs)
         own = _sizes((args, kwargs))
         rows = max((shape[0] for shape in own if shape), default=0)
@@ -94,8 +98,14 @@ def once(function: Callable[P, R], must: bool) -> Callable[P, R]:
         if own != size:
             return function(*args, **kwargs)
         try:
-            return compiled(*args, **kwargs)
-        except compile_error() as error:
+            with backward_at_once():
+                found = compiled(*args, **kwargs)
+            ran = True
+            return found
+        except RuntimeError as error:  # of its first run, too: a kernel may ask too much of a card
+            failed = isinstance(error, compile_error())
+            if not failed and (must or ran or isinstance(error, torch.OutOfMemoryError)):
+                raise
             if must:
                 raise ConfigError(
                     "the model cannot be compiled here",

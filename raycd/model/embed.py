@@ -19,6 +19,7 @@ from raycd.data.images import BrokenImage, decode, load
 from raycd.data.preprocess import Preprocess
 from raycd.errors import WeightsError
 from raycd.features import READABLE
+from raycd.features.map_cache import moved
 from raycd.model import precision
 from raycd.model.casting import hold_in_bf16
 from raycd.model.encoder import Encoder
@@ -68,20 +69,22 @@ class EncodeImages:
         return self.begin(batch)()
 
     def begin(self, batch: Mapping[str, Any]) -> Callable[[], Batch]:
-        """Begin to encode a batch, and return what waits for the features and returns them."""
+        """Begin to encode a batch, and return what waits for the features and returns them.
+
+        What is not readable is encoded too, black: batches of one size run compiled.
+        """
         readable = np.asarray(batch["status"]) == READABLE
         features = np.zeros((len(readable), self.encoder.dim), np.float32)
         encoded = _nothing
         if readable.any():
-            pixels = torch.from_numpy(np.ascontiguousarray(np.asarray(batch["pixels"])[readable]))
-            if self.encoder.device.type == "cuda":
-                pixels = pixels.pin_memory()  # else the copy waits for the batch before
+            # Copied, for what Ray gives may be read only
+            pixels = moved(torch.from_numpy(np.array(batch["pixels"])), self.encoder.device)
             with torch.inference_mode():
                 encoded = _copied(self.encoder.encode_images(pixels))
 
         def end() -> Batch:
             if readable.any():
-                features[readable] = encoded()
+                features[readable] = encoded()[readable]
             _check_finite(features, "image", batch["key"])
             return {"key": batch["key"], "status": batch["status"], "feature": features}
 

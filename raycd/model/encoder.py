@@ -262,8 +262,8 @@ def _pretrained(config: EncoderConfig) -> Encoder:
                 f"the encoder {config.name} cannot be loaded",
                 got=brief(error),
                 expected="a model of the Hugging Face hub in open_clip's form",
-                do="check its name; where there is no network, copy its files into a folder and "
-                f"set encoder.name {LOCAL_DIR}FOLDER",
+                do="check its name; where there is no network, set HF_HUB_OFFLINE=1 if it was "
+                f"downloaded before, or encoder.name {LOCAL_DIR}FOLDER to a copy of its files",
             ) from error
         tags = open_clip.list_pretrained_tags_by_model(config.name)
         raise WeightsError(
@@ -278,17 +278,18 @@ def _pretrained(config: EncoderConfig) -> Encoder:
 
 def _saved_on_hub(name: str) -> Path | None:
     """Download a model of the hub that raycd saved, of which open_clip does not read all."""
-    from huggingface_hub import constants, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    import huggingface_hub as hub
 
     try:
-        hf_hub_download(name, PREPROCESS)
-    except EntryNotFoundError as error:
-        # That the hub does not answer says nothing of the file, unless it is not to be asked
-        if isinstance(error, LocalEntryNotFoundError) and not constants.HF_HUB_OFFLINE:
+        hub.hf_hub_download(name, PREPROCESS)
+    except hub.errors.EntryNotFoundError as error:
+        # A hub that does not answer says nothing of the file, but where it did or may not be asked
+        absent = hub.try_to_load_from_cache(name, PREPROCESS) is hub._CACHED_NO_EXIST
+        known = absent or hub.constants.HF_HUB_OFFLINE
+        if isinstance(error, hub.errors.LocalEntryNotFoundError) and not known:
             raise
         return None
-    return Path(snapshot_download(name, ignore_patterns="README.md"))
+    return Path(hub.snapshot_download(name, ignore_patterns="README.md"))
 
 
 def load_saved(

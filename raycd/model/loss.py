@@ -137,6 +137,4 @@ def soft_targets(
 
 
 def _but_own(same_BN: torch.Tensor, own_B: torch.Tensor) -> torch.Tensor:
-    others_BN = same_BN.clone()
-    others_BN[torch.arange(len(own_B), device=own_B.device), own_B] = False
-    return others_BN
+    return same_BN.scatter(1, own_B[:, None], False)

@@ -6,6 +6,8 @@ it is needed and what would make it superfluous.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 
 def compile_error() -> type[Exception]:
     """Return what torch.compile raises where a function cannot be compiled.
@@ -15,3 +17,15 @@ def compile_error() -> type[Exception]:
     from torch._dynamo.exc import TorchDynamoException
 
     return TorchDynamoException
+
+
+def backward_at_once() -> AbstractContextManager[None]:
+    """Return a context in which torch.compile compiles a backward pass with its forward pass.
+
+    Else it does so in `loss.backward()`, where nothing can run uncompiled instead. Superfluous
+    where torch.compile has an option for it.
+    """
+    from torch._functorch import config
+
+    found: AbstractContextManager[None] = config.patch(force_non_lazy_backward_lowering=True)
+    return found

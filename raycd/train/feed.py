@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Generic, Protocol, Self, TypeVar
 
 import torch
@@ -32,7 +33,7 @@ def on_device(batches: Iterable[Moved], device: torch.device) -> Iterator[Moved]
     if device.type != "cuda":
         yield from batches
         return
-    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
+    copies = _stream(device)
     for batch in batches:
         with torch.cuda.stream(copies):
             moved = batch.to(device)
@@ -40,6 +41,12 @@ def on_device(batches: Iterable[Moved], device: torch.device) -> Iterator[Moved]
         computes.wait_stream(copies)
         moved.record_stream(computes)
         yield moved
+
+
+@lru_cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of copies, one for each device: each stream keeps memory of its own."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
 
 
 class Feed(Generic[Batch]):

@@ -185,7 +185,9 @@ class Fuse:
         return torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(self.device)
 
     def _compile(self, must: bool) -> None:
-        self.module.forward = once(self.module.forward, must)  # type: ignore[method-assign]  # of this one alone
+        self.module.forward = once(  # type: ignore[method-assign]  # of this one alone
+            self.module.forward, must, trains=True
+        )
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return Adam, as in the paper; fused, with the same updates in a fifth of the time."""

@@ -136,11 +136,12 @@ class Loop(Generic[Batch]):
             self._restore(TrainingState.read(restore) if isinstance(restore, Path) else restore)
         self._batches = [len(self._sizes(e)) for e in range(schedule.epochs)]
         self._check_batches()
-        self._looked = 0.0  # when losses were read last
         self._explosion = Explosion(schedule.explosion, schedule.batch_size, self.history)
         self._step = sum(self._batches[: len(self.history)])
         self._step += self._mid_epoch.batches if self._mid_epoch is not None else 0
         self._warm = self._step + LOOK_EVERY  # steps of this process until it is
+        self._looked = 0.0, self._step  # when losses were read last, and after which step
+        self._timed = 0.0, 0  # seconds of steps, and how many
 
     def run(self, report: Callable[[EpochResult, Save], None]) -> list[dict[str, Any]]:
         """Train the remaining epochs and return the history of all epochs.
@@ -307,17 +308,22 @@ class Loop(Generic[Batch]):
         return values[-1]
 
     def _consider_compiling(self, done: int) -> None:
-        """Decide by the time of the ten steps since the last look, `done` in this epoch.
+        """Decide by the time of ten steps or more; `done` in this epoch. Each look waits for them.
 
-        The first ten steps, of all or after a restart, are warm-up. Each look waits for the device.
+        The first ten steps, of all or after a restart, are warm-up. What is between two epochs, the
+        judging of one and the loading of the next, is no step's.
         """
-        now, before = time.monotonic(), self._looked
-        self._looked = now
-        measured = done > 1 and done % LOOK_EVERY == 1 and self._step > self._warm + LOOK_EVERY
-        if measured and isinstance(self.task, Compiles) and self.task.compilation.undecided:
-            seconds = torch.tensor((now - before) / LOOK_EVERY, device=self._device)
+        now, (before, first) = time.monotonic(), self._looked
+        self._looked = now, self._step
+        if done == 1 or first < self._warm:
+            return
+        seconds, steps = self._timed[0] + now - before, self._timed[1] + self._step - first
+        self._timed = seconds, steps
+        enough = steps >= LOOK_EVERY
+        if enough and isinstance(self.task, Compiles) and self.task.compilation.undecided:
+            each = torch.tensor(seconds / steps, device=self._device)
             left = sum(self._batches) - self._step
-            self.task.compilation.consider(float(_mean_over_workers(seconds)), left)
+            self.task.compilation.consider(float(_mean_over_workers(each)), left)
 
     def _check_explosion(self, epoch: int, losses: Sequence[float]) -> None:
         """Raise TrainingError where the losses of an epoch have exploded."""

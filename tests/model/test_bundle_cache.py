@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -93,14 +92,16 @@ def test_a_removal_that_breaks_off_leaves_no_half_of_a_bundle(
     for number in range(cache.KEPT + 1):
         folder = tmp_path / "stores" / f"{number}"
         folder.mkdir(parents=True)
-        (folder / "old").write_text("x")
+        for name in ("old", "gone"):
+            (folder / name).write_text("x")
         os.utime(folder, (number, number))
 
-    def breaks_off(folder: Path) -> None:
-        raise OSError("here the process was killed")
+    def breaks_off(folder: Path, **_: object) -> None:
+        """Remove some and stop, as where the process is killed."""
+        (folder / "gone").unlink(missing_ok=True)
 
     with monkeypatch.context() as patched:
-        patched.setattr(cache, "shutil", SimpleNamespace(rmtree=breaks_off))
+        patched.setattr("raycd.durable.shutil.rmtree", breaks_off)
         cache.keep("stores/new", lambda folder: None, str(tmp_path))
     again = cache.keep("stores/0", lambda own: (own / "new").write_text("x"), str(tmp_path))
     assert [path.name for path in again.iterdir()] == ["new"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -60,29 +61,35 @@ def error(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float(((found - exact).norm(dim=-1) / exact.norm(dim=-1)).mean())
 
 
-@pytest.fixture
+@contextmanager
 def as_on_gpus() -> Iterator[None]:
     """Take from torch a shorter way of attention, which autocast on GPUs does not take either."""
     torch.backends.mha.set_fastpath_enabled(False)
-    yield
-    torch.backends.mha.set_fastpath_enabled(True)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
 
 
-@pytest.mark.usefixtures("as_on_gpus")
 @pytest.mark.parametrize("name", ["CLIP ResNet", "CLIP ViT", "CLIPA", "SigLIP2", "CoCa"])
 def test_weights_held_in_bf16_come_as_close_to_fp32_as_autocast(
     trained: Callable[[str], Encoder], name: str
 ) -> None:
     encoder = trained(name)
-    exact = features(encoder)
     cast, held = deepcopy(encoder), frozen(deepcopy(encoder), "bf16", "cpu")
     cast.precision = "bf16"
-    by_autocast, found = features(cast), features(held)
-    for one, other, right in zip(found, by_autocast, exact, strict=True):
+    with as_on_gpus():
+        exact, by_autocast, found = features(encoder), features(cast), features(held)
+    images = features(held)[0] if held.images_in_bf16 else found[0]  # without autocast, on GPUs too
+    for one, other, right, most in (
+        (found[0], by_autocast[0], exact[0], 1.001),
+        (found[1], by_autocast[1], exact[1], 1.001),
+        (images, by_autocast[0], exact[0], 1.25),  # the shorter way rounds elsewhere
+    ):
         assert one.dtype == torch.float32
         assert 0 < error(one, right) < 0.015
         assert torch.cosine_similarity(one, right).min() > 0.9998
-        assert error(one, right) <= 1.001 * error(other, right)
+        assert error(one, right) <= most * error(other, right)
 
 
 def test_what_must_not_be_rounded_stays_fp32(trained: Callable[[str], Encoder]) -> None:

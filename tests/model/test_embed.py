@@ -86,6 +86,27 @@ def test_a_batch_of_nothing_readable_does_not_reach_the_encoder() -> None:
     assert EncodeImages(Untouched())(batch)["feature"].tolist() == [[0.0] * 16]
 
 
+def test_batches_keep_their_size_to_the_encoder_whatever_is_readable_in_them(
+    new_encoder: MakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, sizes = new_encoder(), list[int]()
+    encode = encoder.encode_images
+
+    def noted(pixels: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(pixels))
+        return encode(pixels)
+
+    monkeypatch.setattr(encoder, "encode_images", noted)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    pixels.setflags(write=False)  # as Ray gives them
+    whole = {"key": list("abcd"), "status": np.array(["ok"] * 4, object), "pixels": pixels}
+    some = whole | {"status": np.array(["ok", "missing", "ok", "missing"], object)}
+    expected, found = (EncodeImages(encoder)(batch)["feature"] for batch in (whole, some))
+    assert sizes == [4, 4]
+    np.testing.assert_array_equal(found[::2], expected[::2])
+    assert not found[1::2].any()
+
+
 def test_limits_of_images_are_the_data_settings(
     new_encoder: MakeEncoder, images: dict[str, str | None]
 ) -> None:

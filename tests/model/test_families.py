@@ -12,7 +12,6 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from open_clip.push_to_hf_hub import save_for_hf
 from torch import nn
 
@@ -253,17 +252,24 @@ def test_what_others_saved_is_loaded_from_the_hub_by_open_clip(
 def test_where_the_hub_does_not_answer_an_encoder_is_not_taken_for_anothers(
     member: Callable[[str], Encoder], on_the_hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be one that an earlier version has downloaded without its preprocessing."""
-    member("CLIP ViT").save(on_the_hub)
+    """It may be one that an earlier version has downloaded without its preprocessing; where the hub
+    has said that there is none, it is another's.
+    """
+    encoder = member("CLIP ViT")
+    encoder.save(on_the_hub)
     (on_the_hub / PREPROCESS).unlink()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-
-    def away(*_: object, **__: object) -> None:
-        raise LocalEntryNotFoundError("it does not answer")
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", away)
-    with pytest.raises(WeightsError, match="hf-hub:me/mine cannot be loaded"):
+    away = "http://127.0.0.1:9"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", away)
+    template = f"{away}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with pytest.raises(WeightsError, match=r"hf-hub:me/mine cannot(.|\n)*HF_HUB_OFFLINE=1"):
         encoders.load(EncoderConfig(name="hf-hub:me/mine"))
+    said = on_the_hub.parents[1] / ".no_exist" / on_the_hub.name / PREPROCESS
+    said.parent.mkdir(parents=True)
+    said.touch()
+    loaded = encoders.load(EncoderConfig(name="hf-hub:me/mine"))
+    assert loaded.model_config == encoder.model_config
 
 
 def test_settings_from_before_there_was_a_choice_still_pad() -> None:

@@ -51,3 +51,16 @@ def test_batches_are_copied_to_a_gpu_and_its_idle_time_is_measured_there() -> No
         assert moved.pixels.device.type == "cuda"
         assert torch.equal(moved.tokens.cpu(), torch.full((2, 2), number))
     assert 0.25 < feed.waited() < 2
+
+
+@NEEDS_GPU
+def test_epochs_share_the_memory_of_their_copies() -> None:
+    gpu, reserved = torch.device("cuda"), list[int]()
+    for _ in range(8):
+        one = TripletBatch(*(torch.zeros(1 << 22).pin_memory() for _ in range(3)))
+        for moved in on_device([one], gpu):
+            assert moved.pixels.device.type == "cuda"
+        del moved
+        torch.cuda.synchronize(gpu)
+        reserved.append(torch.cuda.memory_reserved(gpu))
+    assert reserved[-1] == reserved[1]

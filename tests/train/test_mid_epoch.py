@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from raycd.train.loop import Loop, Schedule
 from raycd.train.mid_epoch import MidEpoch
 from raycd.train.task import Silence, Task
 from tests.train.test_finetune import SMALL_DATA
-from tests.train.test_loop import SCHEDULE, Stop, Toy, nothing, untimed
+from tests.train.test_loop import SCHEDULE, Rows, Stop, Toy, nothing, untimed
 from tests.two_workers import run_two
 
 SMALL = Config.model_validate(
@@ -187,6 +187,20 @@ def test_a_restart_decides_by_steps_of_its_own_whether_the_rest_is_compiled(
     assert [left for _, left in whole.known] == [10 - 5]
     assert [left for _, left in again.known] == [10 - (4 + 5)]
     assert 0 < again.known[0][0] < 1
+
+
+@pytest.mark.parametrize(("batches", "decided"), [(2, 30), (5, 25), (10, 30), (11, 22), (12, 23)])
+def test_the_steps_of_short_epochs_are_timed_too(batches: int, decided: int) -> None:
+    class Short(Waits):
+        def count(self, epoch: int) -> int:
+            return 2 * batches
+
+        def batches(self, epoch: int, rows: Sequence[Rows]) -> Iterator[torch.Tensor]:
+            return super().batches(epoch, [own % 8 for own in rows])
+
+    short = Short()
+    Loop(short, Schedule(20, 2, 1e-3, seed=0), bar=silent).run(nothing)
+    assert [left for _, left in short.known] == [20 * batches - decided]
 
 
 def workers(number: int, folder: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import torch
 
 from raycd.config import Config
@@ -138,8 +139,14 @@ def needs(config: Config) -> frozenset[str]:
 
 
 def own_device(config: Config) -> str:
-    """Return where a head runs in this process: on its GPU, if it has one and may use it."""
-    return "cuda" if torch.cuda.is_available() and config.compute.device != "cpu" else "cpu"
+    """Return where a head runs in this process: on its GPU, if it has one and may use it.
+
+    A worker of Ray's has those that Ray reserved for it. torch may see others there, too.
+    """
+    wanted = config.compute.device != "cpu" and torch.cuda.is_available()
+    if wanted and ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
+        wanted = bool(ray.get_gpu_ids())
+    return "cuda" if wanted else "cpu"
 
 
 def paths_of(dataset: Dataset) -> dict[str, str | None]:
