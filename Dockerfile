@@ -43,7 +43,8 @@ RUN useradd --uid 1000 --create-home raycd && \
 ENV PATH=/opt/raycd/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     RAY_USAGE_STATS_ENABLED=0 \
-    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.security.front:middlewares
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.security.front:middlewares \
+    RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT=1000000
 WORKDIR /srv/raycd
 EXPOSE 8000
 # Ready is that a query of its own is encoded and searched. Jobs have no service: they switch the check off.

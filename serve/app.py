@@ -12,7 +12,6 @@ raycd/program.py; 75 is that Ray has died (start it again).
 import os
 import shlex
 import signal
-import socket
 import sys
 import traceback
 from collections.abc import Sequence
@@ -43,7 +42,7 @@ change the gallery
 
 def build(args: ServeArgs) -> "Application":
     """Return the Ray Serve application, for config.yaml."""
-    return running.application(args)
+    return running.application(args, tries=running.NO_END)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "serve/app.py") -> int:
@@ -261,8 +260,8 @@ def _arguments(wanted: LocalArgs, folder: Path) -> ServeArgs:
 
 
 def _is_loopback(host: str) -> bool:
-    """Tell whether only this machine reaches `host`."""
-    return all(ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host, None))
+    """Tell whether only this machine reaches `host`. Raises as `local.addresses`."""
+    return all(ip_address(found[4][0]).is_loopback for found in local.addresses(host))
 
 
 def _in_url(host: str) -> str:

@@ -78,7 +78,7 @@ class SearchService:
 
 
 # `ingress` without an application: it is asked for once there is a replica to build it on.
-search: ray_serve.Deployment = ray_serve.deployment(name="search", max_constructor_retry_count=1)(
+search: ray_serve.Deployment = ray_serve.deployment(name="search")(
     ray_serve.ingress()(SearchService)
 )
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from raycd.api import Written
 from raycd.data import images
-from raycd.gallery.records import MAX_ID, Done, is_usable_id
+from raycd.gallery.records import USABLE_ID, Done, is_usable_id
 from serve.api import image_body, problems
 from serve.api.image_body import SentImage
 from serve.api.problems import ProblemError
@@ -104,7 +104,6 @@ def check_new_id(image_id: str) -> None:
             "image_id", f"{image_id} cannot be an id: no address leads to it"
         )
     if not is_usable_id(image_id):
-        expected = f"1 to {MAX_ID} characters in one line, without spaces around them"
         raise problems.wrong_field(
-            "image_id", f"got {len(image_id)} characters, expected {expected}"
+            "image_id", f"got {len(image_id)} characters, expected {USABLE_ID}"
         )

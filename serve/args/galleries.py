@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -12,6 +11,7 @@ from pydantic import BeforeValidator
 
 from raycd.config import Section
 from raycd.config.fields import Text
+from raycd.places import place
 
 DEFAULT = "default"  # the name of the gallery that the paths without a name are of
 SQLITE = "gallery.sqlite"  # beside the bundle's folder, where no database is named
@@ -74,11 +74,11 @@ def check_apart(kept: Mapping[str, tuple[str, str, str]]) -> None:
     for name, (bundle, database, pictures) in kept.items():
         if database == NO_GALLERY:
             continue
-        database = _target(database or str(PurePath(bundle).parent / SQLITE))
+        database = place(database or str(PurePath(bundle).parent / SQLITE))
         own = {"gallery": database}
         if pictures or "://" not in database:
             # As raycd.gallery_db.stored.pictures_root says
-            own["pictures"] = _target(pictures or f"{database}.pictures")
+            own["pictures"] = place(pictures or f"{database}.pictures")
         for field, target in own.items():
             other = targets.setdefault(f"{field} {target}", name)
             if other != name:
@@ -87,19 +87,3 @@ def check_apart(kept: Mapping[str, tuple[str, str, str]]) -> None:
                     f"a {what} for each gallery: {other} and {name} have the same one; set "
                     f"{field} of {name}, or its gallery to {NO_GALLERY}"
                 )
-
-
-def _target(text: str) -> str:
-    """Return a path or URL in one form, without what does not choose a database: driver, user,
-    password, the usual port, options.
-    """
-    scheme, of_url, rest = text.partition("://")
-    scheme = scheme.partition("+")[0]
-    if not of_url:
-        return os.path.realpath(os.path.expanduser(text))
-    if scheme in ("file", "sqlite"):  # sqlite:///relative, sqlite:////absolute
-        return _target(rest[1:] if scheme == "sqlite" else rest)
-    rest = re.sub(r"^[^/@]*@", "", rest)
-    if scheme == "postgresql":
-        rest = re.sub(r"^([^/]*):5432(?=/|$)", r"\1", rest.partition("?")[0])
-    return f"{scheme}://{rest.rstrip('/')}"

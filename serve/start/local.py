@@ -1,11 +1,13 @@
 """The Ray under the service: one of its own on this machine, or the one that RAY_ADDRESS names."""
 
+import math
 import os
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from raycd.errors import RunError
 from raycd.runtime import local_ray, watch
@@ -108,10 +110,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def addresses(host: str, port: int | None = None) -> list[tuple[Any, ...]]:
+    """Return what `socket.getaddrinfo` knows of a host. Raises RunError where that is nothing."""
+    try:
+        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    except (OSError, ValueError) as error:  # ValueError: such as a..b, which is no name at all
+        raise RunError(
+            f"there is no address of the host {host}",
+            got=getattr(error, "strerror", None) or error,
+            expected="an address of the machine that serves, or a name that leads to one",
+            do="give another --host",
+        ) from error
+
+
 def check_free(host: str, port: int) -> None:
     """Raise RunError where nothing can listen on host:port."""
+    family, kind, *_, address = addresses(host, port)[0]
     try:
-        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port just left is free
             probe.bind(address)
@@ -129,6 +144,8 @@ def check_room(args: ServeArgs, resources: dict[str, float]) -> None:
     """Raise RunError where Ray would wait for ever for what the machine does not have."""
     for name, each in (("CPU", args.cpus), ("GPU", args.gpus)):
         wanted, there = args.replicas.max * each, resources.get(name, 0.0)
+        if name == "GPU" and 0 < each < 1:  # a share is of one GPU, and not of two
+            wanted = math.ceil(args.replicas.max / int(1 / each))
         if wanted > there:
             raise RunError(
                 f"this machine has too few {name}s for the replicas",

@@ -25,14 +25,23 @@ if TYPE_CHECKING:
 NAME = "raycd"  # of the Serve application
 _OURS = re.compile(r"raycd\.errors\.\w+: (.+(?:\n  .+)*)")  # as a traceback ends with it
 
+# Tries, where nobody would deploy again once what it needs is back. Ray Serve's own bound holds,
+# too: 3 for each replica, or RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT in its controller's environment.
+NO_END = 2**31 - 1
 PROXY_S = 0.3  # seconds that an answer takes from a replica through the proxy
 END_S = 5.0  # seconds that a replica may take to end beside a request of `timeout_s`
 
 
-def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
+def application(args: ServeArgs, wanted: Wanted | None = None, *, tries: int = 1) -> Application:
     """Return the Ray Serve application, with the bundle that is `wanted`; None: that of `args`.
 
     Deployed again with the same `args`, its replicas stay and only change their bundle.
+
+    Args:
+        args: The settings.
+        wanted: The bundles of its galleries.
+        tries: Starts of replicas that may fail before Ray Serve gives up. One is right where
+            somebody waits for the message or starts it again.
     """
     from serve.monitoring import logs
     from serve.service import search
@@ -43,6 +52,7 @@ def application(args: ServeArgs, wanted: Wanted | None = None) -> Application:
     deployment = private.with_version(
         search,
         hashlib.sha256(args.model_dump_json().encode()).hexdigest()[:16],
+        max_constructor_retry_count=tries,
         **args.replicas.options(),
         # A replica that ends finishes what is under way, whatever that may take.
         graceful_shutdown_timeout_s=args.timeout_s + END_S,

@@ -158,7 +158,7 @@ def test_what_compose_gives_the_service_are_its_settings() -> None:
         LocalArgs, service["command"][2:], prog="", description="", environment=given
     ).config
     assert (config.bundle, config.pictures) == (
-        "s3://raycd/runs/demo/bundle",
+        "models:/raycd/1",
         "s3://raycd/pictures",
     )
     assert config.gallery == "postgresql://raycd:change-me-postgres@postgres/raycd"
@@ -166,13 +166,15 @@ def test_what_compose_gives_the_service_are_its_settings() -> None:
     assert service["ports"] == ["${RAYCD_PUBLISH:-127.0.0.1:8000}:8000"]
 
 
-def test_the_bundle_that_compose_trains_is_the_one_that_it_serves() -> None:
+def test_the_bundle_that_compose_trains_first_is_the_version_that_it_serves() -> None:
     command = [filled(word, values()) for word in COMPOSE["services"]["train"]["command"]]
     assert command[1] in PROGRAMS
     config: Config = parse(command[2:], prog="", description="", environment={}).config
-    served = COMPOSE["services"]["service"]["environment"]["RAYCD_SERVE__BUNDLE"]
-    assert f"{config.runs}/{config.preset}/bundle" == filled(served, values())
-    assert config.tracking.uri == "http://mlflow:5000"
+    service = COMPOSE["services"]["service"]
+    given = service["environment"]
+    assert f"models:/{config.tracking.model}/1" == filled(given["RAYCD_SERVE__BUNDLE"], values())
+    assert config.tracking.uri == given["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert service["depends_on"]["mlflow"] == {"condition": "service_healthy"}  # where it asks
 
 
 def test_compose_waits_for_what_is_there_and_publishes_the_service_alone() -> None:

@@ -6,6 +6,7 @@ No cluster is here: KubeRay's definitions, Kubernetes' own and Ray Serve's are w
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -147,6 +148,7 @@ def test_ray_serve_and_the_service_take_the_configuration(overlay: str) -> None:
     [container] = workers["template"]["spec"]["containers"]
     assert args.replicas.min == args.replicas.max == workers["replicas"]
     assert args.cpus <= float(container["resources"]["limits"]["cpu"])
+    assert args.threads == args.cpus  # by 0, replicas would share what each has to itself
     assert container["readinessProbe"]["httpGet"]["port"] == config.http_options.port
     [head] = cluster(service)["headGroupSpec"]["template"]["spec"]["containers"]
     for one in (head, container):  # without the head's, KubeRay makes no Service for Ray Serve
@@ -156,6 +158,21 @@ def test_ray_serve_and_the_service_take_the_configuration(overlay: str) -> None:
     assert "postgresql://" in args.gallery
     assert "password" not in args.gallery
     assert "PGPASSWORD" in [each["name"] for each in container["env"]]
+    # No replica runs on the head, and building the application reads neither keys nor database.
+    assert not {"env", "volumeMounts"} & head.keys()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_is_served_is_a_version_of_what_is_trained(overlay: str) -> None:
+    [service] = of_kind(overlay, "RayService")
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    bundle = config["applications"][0]["args"]["bundle"]
+    [settings] = of_kind(overlay, "ConfigMap")
+    [job] = [one for one in of_kind(overlay, "RayJob") if one["metadata"]["name"] == "raycd-train"]
+    argv = shlex.split(job["spec"]["entrypoint"])[2:]
+    trained = parse(argv, prog="", description="", environment=settings["data"]).config.tracking
+    assert bundle == f"models:/{trained.model}/1"
+    assert trained.uri == settings["data"]["MLFLOW_TRACKING_URI"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -204,15 +221,37 @@ def test_what_a_pod_refers_to_is_there_or_is_told_in_the_docs(overlay: str) -> N
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_two_have_a_name_by_which_kuberay_makes_one_service_for_both(overlay: str) -> None:
+    named = [*of_kind(overlay, "RayCluster"), *of_kind(overlay, "RayService")]
+    names = [one["metadata"]["name"] for one in named]  # NAME-head-svc
+    assert len(set(names)) == len(names) == 2
+    docs = (ROOT / "docs" / "deploy.md").read_text()
+    assert set(re.findall(r"service/(\S+)-head-svc", docs)) <= set(names)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_keep_the_labels_by_which_kuberays_services_select(overlay: str) -> None:
+    for name, template in pods(overlay):
+        assert not [label for label in template["metadata"]["labels"] if "/" in label], name
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_selectors_choose_the_pods_that_they_mean(overlay: str) -> None:
     labels = {name: template["metadata"]["labels"] for name, template in pods(overlay)}
     [budget] = of_kind(overlay, "PodDisruptionBudget")
     chosen = dict(budget["spec"]["selector"]["matchLabels"])
     assert chosen.pop("ray.io/node-type") == "worker"  # KubeRay's own label
     assert chosen.items() <= labels["RayService raycd workers"].items()
+    [service] = of_kind(overlay, "RayService")
+    [spread] = cluster(service)["workerGroupSpecs"][0]["template"]["spec"][
+        "topologySpreadConstraints"
+    ]
+    assert spread["labelSelector"] == budget["spec"]["selector"]
     [monitor] = of_kind(overlay, "PodMonitor")
     for name, template in pods(overlay):
-        assert monitor["spec"]["selector"]["matchLabels"].items() <= labels[name].items()
+        [every] = monitor["spec"]["selector"]["matchExpressions"]
+        assert every == {"key": "raycd", "operator": "Exists"}
+        assert every["key"] in labels[name]
         ports = [each["name"] for each in template["spec"]["containers"][0]["ports"]]
         assert monitor["spec"]["podMetricsEndpoints"][0]["port"] in ports
 

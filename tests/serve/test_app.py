@@ -218,6 +218,9 @@ def test_more_replicas_than_the_machine_carries_are_refused() -> None:
         check_room(ServeArgs(replicas=3), {"CPU": 2.0})
     with pytest.raises(RunError, match="too few GPUs"):
         check_room(ServeArgs(gpus=1), {"CPU": 2.0})
+    check_room(ServeArgs(replicas=3, gpus=0.6), {"CPU": 4.0, "GPU": 3.0})
+    with pytest.raises(RunError, match=r"2 GPUs(.|\n)*3: 3 replicas of 0.6"):  # one on each card
+        check_room(ServeArgs(replicas=3, gpus=0.6), {"CPU": 4.0, "GPU": 2.0})
 
 
 def token_of(pid: int) -> str:
@@ -317,6 +320,18 @@ def test_what_a_cluster_reads_before_it_starts_is_no_option_there(
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     options = app._read(["--bundle", str(tiny_bundle.folder), *option])
     with pytest.raises(ConfigError, match=rf"would change nothing\n.*got: +{option[0]}"):
+        app._serve(options)
+
+
+@pytest.mark.parametrize("host", ["no-such-name.invalid", "a..b"])
+@pytest.mark.parametrize("ray", ["local", "127.0.0.1:6379"])
+def test_a_host_without_an_address_is_told(
+    host: str, ray: str, tiny_bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    options = app._read(["--bundle", str(tiny_bundle.folder), "--host", host])
+    with pytest.raises(RunError, match=f"no address of the host {host}"):
         app._serve(options)
 
 

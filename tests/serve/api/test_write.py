@@ -158,7 +158,7 @@ def test_a_feature_must_be_a_vector_of_this_encoder(live: httpx.Client, encoder:
         assert fields(refusal) == ["feature"]
 
 
-@pytest.mark.parametrize("image_id", ["%20", "a%09b", "x" * 513, "%20a"])
+@pytest.mark.parametrize("image_id", ["%20", "a%09b", "x" * 513, "%20a", "%E2%80%8B"])
 def test_an_id_that_nobody_could_type_is_refused(live: httpx.Client, image_id: str) -> None:
     assert fields(problem(put(live, image_id, noise(4)), 422)) == ["image_id"]
     problem(live.delete(f"/v1/gallery/{image_id}"), 404)  # a bundle's may be anything
