@@ -9,11 +9,13 @@ from typing import Any
 _FOLDERS = re.compile(
     r"(?:(?<![\w/.:~])|(?<=sqlite:///))~?(?:/[^\s/'\":;,()]+)*/(?=[^\s/'\":;,()])"
 )
-# A user may be an address, ann@corp; the password of a database may have a slash, which SQLAlchemy
-# takes: it ends at the last @ before a query
+# A user may be an address, ann@corp
 _DATABASE = r"\b(?:postgres(?:ql)?|mysql|mariadb|mssql|oracle|milvus)(?:\+\w+)?"
-_PASSWORD = re.compile(rf"({_DATABASE}://[^\s/:]*:)[^\s?#]*@|(://[^\s/:]*:)[^\s/]*@")
-_LOGIN = re.compile(rf"{_DATABASE}://[^\s/:]*:[^\s?#]*@[^\s/]*|://[^\s/:]*:[^\s/]*@[^\s/]*")
+# To SQLAlchemy the password of a database is whatever stands before the first @; one with an @ is
+# hidden whole, too, and ends at the last @ before a query
+_OF_DATABASE = r"[^\s@]*@(?:[^\s?#]*@)?"
+_PASSWORD = re.compile(rf"({_DATABASE}://[^\s/:]*:){_OF_DATABASE}|(://[^\s/:]*:)[^\s/]*@")
+_LOGIN = re.compile(rf"{_DATABASE}://[^\s/:]*:{_OF_DATABASE}[^\s/]*|://[^\s/:]*:[^\s/]*@[^\s/]*")
 _SIGNATURE = re.compile(
     r"([?&](?:x-(?:amz|goog)-(?:signature|credential|security-token)|signature|sig|awsaccesskeyid"
     r"|googleaccessid|(?:ssl)?password|(?:access_)?token|api_?key)=)[^&\s'\"#]+",
@@ -28,6 +30,12 @@ def without_passwords(text: str) -> str:
     postgresql://ann:secret@host/db -> postgresql://ann:***@host/db
     """
     return _SIGNATURE.sub(r"\1***", _PASSWORD.sub(r"\1\2***@", text))
+
+
+def without_parameters(uri: str) -> str:
+    """Return a URI without its passwords and its parameters, which may hold one of any name."""
+    # In this order: a password may have a question mark
+    return without_passwords(uri).partition("?")[0]
 
 
 def json_without_passwords(value: Any) -> Any:

@@ -1,6 +1,13 @@
 import pytest
+from sqlalchemy import make_url
 
-from raycd.redact import json_without_passwords, logins, without_passwords, without_paths
+from raycd.redact import (
+    has_password,
+    json_without_passwords,
+    logins,
+    without_passwords,
+    without_paths,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,7 +26,10 @@ from raycd.redact import json_without_passwords, logins, without_passwords, with
         ("postgresql://ann@corp:secret@host/db", "postgresql://ann@corp:***@host/db"),
         ("postgresql+psycopg://ann:s/cret@h/db x@y", "postgresql+psycopg://ann:***@h/db x@y"),
         ("http://ann@shop.com:secret@h/a@b", "http://ann@shop.com:***@h/a@b"),
-        ("postgresql://host:5432/db?options=a@b", "postgresql://host:5432/db?options=a@b"),
+        ("postgresql://ann:s/e#x@h/db", "postgresql://ann:***@h/db"),
+        ("mysql+pymysql://ann:s/e?x@h/db?ssl=a", "mysql+pymysql://ann:***@h/db?ssl=a"),
+        ("milvus://root:p@s/e@host:1", "milvus://root:***@host:1"),
+        ("postgresql://host:5432/db?options=a%40b", "postgresql://host:5432/db?options=a%40b"),
         ("https://h/a?api_key=b&access_token=c", "https://h/a?api_key=***&access_token=***"),
         ("s3://bucket/a:b/c@d", "s3://bucket/a:b/c@d"),
         ("sqlite:////home/ann/mlflow.db", "sqlite:////home/ann/mlflow.db"),
@@ -27,6 +37,14 @@ from raycd.redact import json_without_passwords, logins, without_passwords, with
 )
 def test_only_the_password_goes(text: str, shown: str) -> None:
     assert without_passwords(text) == shown
+
+
+@pytest.mark.parametrize("password", ["secret", "s/e", "s/e#x", "s/e?x", "p@ss"])
+def test_what_sqlalchemy_reads_as_a_password_goes(password: str) -> None:
+    url = f"postgresql://ann:{password}@h/db"
+    assert make_url(url).password in (password, "p")
+    assert has_password(url)
+    assert without_passwords(url) == "postgresql://ann:***@h/db"
 
 
 def test_passwords_in_settings_go_and_all_else_stays() -> None:
@@ -41,6 +59,7 @@ def test_passwords_in_settings_go_and_all_else_stays() -> None:
 def test_passwords_are_put_back_where_they_were() -> None:
     found = logins("zip://a::https://ann:p@ss@host:1/b.zip", "http://host/a:b@c", "")
     assert found == {"://ann:***@host:1": "://ann:p@ss@host:1"}
+    assert logins("mysql://ann:s/e#x@h/db") == {"mysql://ann:***@h": "mysql://ann:s/e#x@h"}
 
 
 @pytest.mark.parametrize(

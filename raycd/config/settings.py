@@ -19,7 +19,7 @@ from pydantic import create_model
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 from typing_extensions import TypeVar
 
-from raycd import __version__, progress
+from raycd import __version__, places, progress
 from raycd.config import Config, Section, field_types, flatten, layers, presets
 from raycd.config.layers import COMMAND_LINE, PREFIX, Layer
 from raycd.errors import ConfigError
@@ -94,17 +94,11 @@ def addresses(gallery: str, pictures: str) -> tuple[str, str]:
     _refuse_password("--gallery", gallery, f"{SERVICE}GALLERY")
     _refuse_password("--pictures", pictures, f"{SERVICE}PICTURES")
     if kept and not pictures:
-        if not (gallery and named) or _place(gallery) == _place(named):
+        if not (gallery and named) or places.place(gallery) == places.place(named):
             pictures = kept
         else:
             progress.say(f"{SERVICE}PICTURES is of another gallery than --gallery, and left out")
     return gallery or named, pictures
-
-
-def _place(gallery: str) -> str:
-    """Return where a gallery is, however it is written: without user and password."""
-    scheme, sign, place = gallery.partition("://")
-    return place.rpartition("@")[2] if sign else os.path.realpath(os.path.expanduser(scheme))
 
 
 class _Parser(argparse.ArgumentParser):

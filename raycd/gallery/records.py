@@ -14,7 +14,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 MAX_ID = 512  # characters of an image's id
+USABLE_ID = (
+    f"1 to {MAX_ID} characters in one line, not all invisible, without controls and without spaces "
+    "around them, not . or .."
+)
+"""What `is_usable_id` expects, for messages."""
 _UNWRITTEN = {"Cc", "Cs", "Cn", "Zl", "Zp"}  # controls, no characters, ends of lines
+_INVISIBLE = {"Cf", "Zs"}  # joiners, marks of direction, spaces
 
 
 def is_usable_id(image_id: str) -> bool:
@@ -24,7 +30,10 @@ def is_usable_id(image_id: str) -> bool:
     """
     if not 0 < len(image_id) <= MAX_ID or image_id != image_id.strip() or image_id in (".", ".."):
         return False
-    return image_id.isprintable() or not _UNWRITTEN & set(map(unicodedata.category, image_id))
+    if image_id.isprintable():
+        return True
+    kinds = set(map(unicodedata.category, image_id))
+    return not kinds & _UNWRITTEN and not kinds <= _INVISIBLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raycd.errors import DataError, brief
-from raycd.gallery.records import MAX_ID, is_usable_id
+from raycd.gallery.records import USABLE_ID, is_usable_id
 from raycd.gallery.static import SCHEMA
 from raycd.gallery_db.sources import FEATURE, Source
 
@@ -92,7 +92,7 @@ def _checked(where: str, block: pa.Table, dim: int, categories: list[str]) -> pa
         raise DataError(
             f"{where} has {len(bad):,} image ids that cannot be one",
             got=_some(bad),
-            expected=f"1 to {MAX_ID} printable characters without spaces around them, not . or ..",
+            expected=USABLE_ID,
         )
     labels = pc.list_flatten(columns["categories"])
     pairs = columns["attributes"]

@@ -17,7 +17,7 @@ from raycd import extras
 from raycd.durable import PRIVATE_FILE
 from raycd.errors import GalleryError
 from raycd.gallery_db import faults
-from raycd.redact import without_passwords
+from raycd.redact import without_parameters, without_passwords
 
 CONNECT_S = 5
 STATEMENT_S = 600  # the longest statement copies a bundle's gallery
@@ -145,4 +145,4 @@ def _make_file(file: Path) -> None:
 
 def shown(url: str) -> str:
     """Return the address without its password and without its parameters, which may hold one."""
-    return without_passwords(url.partition("?")[0] if "://" in url else url)
+    return without_parameters(url) if "://" in url else without_passwords(url)

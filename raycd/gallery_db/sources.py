@@ -194,7 +194,7 @@ def _files(uri: str) -> list[str]:
     def listed() -> list[str]:
         if not file_system.isdir(path):
             return [uri] if file_system.exists(path) else []
-        names = sorted(posixpath.basename(str(one)) for one in file_system.ls(path, detail=False))
+        names = stores.names(uri, file_system, path)
         return [posixpath.join(uri, name) for name in names if name.endswith(".parquet")]
 
     found = stores.ask(uri, listed)

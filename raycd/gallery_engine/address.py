@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from raycd import extras
 from raycd.errors import ConfigError
-from raycd.redact import without_passwords
+from raycd.redact import without_parameters
 
 TOKEN = "RAYCD_MILVUS_TOKEN"  # variable of the environment: an API key, or user:password
 PORT = 19530
@@ -78,5 +78,5 @@ class Address:
 
 
 def _malformed(url: str) -> ConfigError:
-    got = without_passwords(url.partition("?")[0])
+    got = without_parameters(url)
     return ConfigError("the address of the search engine is malformed", got=got, expected=_EXPECTED)

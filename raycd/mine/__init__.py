@@ -18,8 +18,8 @@ numbers, 64 neighbours of each, no floor). Products in bf16, where the CPU has t
 
 no image that counts is missed   nothing to speak of: 10 more are proposed, by bf16 73 more; to a
                                  query that ties with thousands, all these (proposals.py)
-exact, the same on every device  10, by bf16 16: float64 of what is proposed (search.py)
-ties to the lower row            the sorted keys of search.py, in those 10 or 16
+exact, the same on every device  10, by bf16 21: float64 of what is proposed (search.py)
+ties to the lower row            the sorted keys of search.py, in those 10 or 21
 memory within worker_mib         a merge for each shard (neighbours.py)
 HNSW, IVF, measured recall       exact search of recall_sample queries
 several pools, held out images   pools.py; each pool is searched by itself

@@ -146,8 +146,8 @@ def filter_candidates(
     )
     useful = candidates["score"].is_valid().to_numpy()
     (pool, _), (replaced, ids) = _codes(candidates["pool"]), _codes(candidates["replaced"])
-    image = pool.astype(np.int64) * len(ids) + replaced
-
+    # Numbered as they come: pools times ids may be many more than the rows
+    image, _ = _codes(pa.chunked_array([pool.astype(np.int64) * len(ids) + replaced]))
     # Neighbours are ranked by falling similarity, so those above eps_high come first: one more than
     # the greatest rank among them.
     above = similarity > eps_high
@@ -217,12 +217,12 @@ def meta_of(candidates: pa.Table) -> dict[str, Any]:
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], pa.Array]:
-    """Return codes and words of a column of names, however a file or a library encoded it."""
+    """Return codes and words of a column, however a file or a library encoded it."""
     array = column.dictionary_encode().unify_dictionaries().combine_chunks()
     return array.indices.to_numpy(), array.dictionary
 
 
-def _distinct(number: NDArray[np.int64]) -> int:
+def _distinct(number: NDArray[np.int32]) -> int:
     return int(np.count_nonzero(np.bincount(number)))
 
 

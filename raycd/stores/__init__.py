@@ -85,16 +85,23 @@ def make_folder(store: AbstractFileSystem, path: str) -> None:
 def names(
     uri: str, store: AbstractFileSystem, path: str, *, kind: type[RaycdError] = DataError
 ) -> list[str]:
-    """Return the sorted names in the folder `path` of the store of `uri`; none where it is absent.
+    """Return the sorted names in the folder `path` of the store of `uri`; none where it is absent
+    or a file.
 
     Raises as `ask`.
     """
-    store.invalidate_cache(path)  # not every store's ls takes `refresh`
+
+    def listed() -> list[str]:
+        # Not every store's ls takes `refresh`; the Hugging Face hub is asked for this, too
+        store.invalidate_cache(path)
+        return [str(each).rstrip("/") for each in store.ls(path, detail=False)]
+
     try:
-        found = ask(uri, partial(store.ls, path, detail=False), kind=kind)
+        found = ask(uri, listed, kind=kind)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(posixpath.basename(str(each).rstrip("/")) for each in found)
+    # Most list a file as itself, and S3 a folder with what marks it
+    return sorted(posixpath.basename(each) for each in found if each != path.rstrip("/"))
 
 
 def ask(

@@ -319,6 +319,15 @@ def test_addresses() -> None:
     assert database.address("postgresql://ann@host/x").drivername == "postgresql+psycopg"
 
 
+@pytest.mark.parametrize(
+    "url", ["mysql://u:secret?secret@h/x?a=secret", "postgresql://u:secret/secret#secret@h:x/x"]
+)
+def test_an_address_that_cannot_be_is_told_without_its_password(url: str) -> None:
+    with pytest.raises(GalleryError, match=r"://u:\*\*\*@h") as caught:
+        database.address(url)
+    assert "secret" not in str(caught.value)
+
+
 def test_an_error_of_ours_is_not_taken_for_the_databases(tmp_path: Path) -> None:
     with (
         GalleryDatabase.open(str(tmp_path / "gallery.sqlite")) as gallery_db,

@@ -24,7 +24,7 @@ from raycd.data.catalogue import Labels
 from raycd.features import shards, to_table
 from raycd.features.rows import write_table
 from raycd.features.shards import ShardPlan
-from raycd.gallery.records import Delete, Put
+from raycd.gallery.records import USABLE_ID, Delete, Put
 from raycd.gallery.static import SCHEMA
 from raycd.gallery_db import GalleryDatabase, batches
 from tests.gallery_db.imported import OTHER, OURS, contents, images
@@ -239,6 +239,7 @@ ONES = [1.0] * DIM
             "1 image ids that cannot be one\n  got:      null",
         ),
         (changed("image_id", ["a", "..", "c"]), "'..'"),
+        (changed("image_id", ["a", "\u200b\u3000\u200b", "c"]), USABLE_ID),
         (changed("image_id", [1.5, 2.5, 3.5]), "image_id of type double"),
         (changed("feature", [ONES, ONES, [*ONES[1:], np.nan]]), "not finite in float32"),
         (changed("feature", [ONES, ONES, [*ONES[1:], 1e39]]), "whose length is not: 'image-3'"),

@@ -29,7 +29,15 @@ def test_the_token_comes_from_the_environment() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://host", "milvus://host:x", "milvus:///x", "milvus://u:secret@h?token=secret"]
+    "url",
+    [
+        "http://host",
+        "milvus://host:x",
+        "milvus:///x",
+        "milvus://u:secret@h?token=secret",
+        "milvus://u:secret?secret@h",
+        "milvus://u:secret/s#secret@h",
+    ],
 )
 def test_an_address_that_is_malformed_is_told_without_its_password(url: str) -> None:
     with pytest.raises(ConfigError, match="malformed") as caught:

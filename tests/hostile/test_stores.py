@@ -15,9 +15,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
+from huggingface_hub import HfFileSystem
 from PIL import Image
+from s3fs import S3FileSystem
 
 from raycd import stores
 from raycd.config import Config, cli
@@ -25,6 +28,7 @@ from raycd.data import files
 from raycd.data.images import BrokenImage, load, read_bytes
 from raycd.errors import DataError
 from raycd.model.encoder import Encoder
+from raycd.run import open_uri
 from raycd.runtime.embed import embed_shards, embedding
 
 
@@ -163,6 +167,44 @@ def test_a_store_that_is_not_there_is_an_error_that_names_it(
     assert not isinstance(caught.value, BrokenImage)
     assert f"{url} does not answer" in str(caught.value)
     assert len(waits) == 5
+
+
+@pytest.mark.parametrize(
+    ("uri", "said", "tries"),
+    [
+        ("hf://datasets/owner/name/data", "hf://datasets does not answer", 6),
+        ("hf://datasets/name", "reading hf://datasets/name failed", 1),
+    ],
+)
+def test_a_hub_that_is_away_and_a_name_that_it_cannot_have_are_told(
+    waits: list[float], monkeypatch: pytest.MonkeyPatch, uri: str, said: str, tries: int
+) -> None:
+    """It is asked where its listings are forgotten."""
+    store = HfFileSystem(endpoint=f"http://127.0.0.1:{refused_port()}", skip_instance_cache=True)
+    path = uri.removeprefix("hf://")
+    with pytest.raises(DataError, match=said):
+        stores.names(uri, store, path)
+    assert len(waits) == tries - 1
+
+
+@pytest.mark.parametrize("kind", ["", "file://", "memory:/"])
+def test_only_a_folder_has_names_in_it(kind: str, tmp_path: Path) -> None:
+    uri = f"{kind}{tmp_path}/folder"
+    with fsspec.open(f"{uri}/b.txt", "w", auto_mkdir=True) as file:
+        file.write("x")
+    assert stores.names(uri, *open_uri(uri)) == ["b.txt"]
+    for other in (f"{uri}/b.txt", f"{uri}/absent"):
+        assert stores.names(other, *open_uri(other)) == []
+
+
+def test_a_bucket_that_lists_a_folder_in_itself_has_no_such_name(
+    s3: dict[str, str], tmp_path: Path
+) -> None:
+    store, path = S3FileSystem(), f"raycd/{tmp_path.name}/folder"
+    for name in ("", "b.txt"):
+        store.call_s3("put_object", Bucket="raycd", Key=f"{tmp_path.name}/folder/{name}", Body=b"")
+    assert any(each.rstrip("/") == path for each in store.ls(path)), "it does"
+    assert stores.names(f"s3://{path}", store, path) == ["b.txt"]
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again(

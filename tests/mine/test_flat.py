@@ -19,6 +19,7 @@ from raycd.mine.neighbours import normalise
 from raycd.mine.search import Shard, decode, search
 
 KINDS = get_args(proposals.Arithmetic)
+ALL = ["smooth", "ties", "near-ties", "halves", "equal", "rounded", "cut"]
 
 
 def margin(dim: int, kind: proposals.Arithmetic) -> float:
@@ -30,7 +31,9 @@ def features_of(kind: str) -> NDArray[np.float32]:
     """Return 1,500 features.
 
     `ties`: similarities are often equal. `near-ties`: all images are alike. `halves`: every second
-    similarity lies in the middle of two decimals. `equal`: 1,200 images are one.
+    similarity lies in the middle of two decimals. `equal`: 1,200 images are one. `rounded`: bf16
+    has all their numbers, and few of their products. `cut`: it cuts the same off each number, and
+    the 30 images that are one come last.
     """
     rng = np.random.default_rng(7)
     if kind == "near-ties":
@@ -39,6 +42,13 @@ def features_of(kind: str) -> NDArray[np.float32]:
         return rng.integers(0, 3, (1500, 12)).astype(np.float32)
     if kind == "halves":
         return rng.choice(np.array([-1, 1], np.float32), (1500, 256))
+    if kind == "rounded":
+        base = rng.choice(np.array([-1, 1], np.float32) / 32, 1024)
+        return np.where(rng.random((1500, 1024)) < 0.04, -base, base)
+    if kind == "cut":
+        equal = np.ones((1500, 1017), np.float32)
+        equal[np.arange(1470), rng.integers(0, 1017, 1470)] = -1
+        return equal
     smooth = (rng.normal(size=(1500, 640)) + rng.normal(size=640)).astype(np.float32)
     if kind == "equal":
         smooth[100:1300] = smooth[0]
@@ -79,7 +89,7 @@ def test_the_tables_are_those_that_were_recorded(kind: str, floor: float) -> Non
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-@pytest.mark.parametrize("kind", ["smooth", "ties", "near-ties", "halves", "equal"])
+@pytest.mark.parametrize("kind", ALL)
 def test_a_gpu_gives_the_same_table(kind: str) -> None:
     for floor in (-1, 0.5):
         assert mined(kind, floor, "cuda").equals(mined(kind, floor), check_metadata=True)
@@ -172,7 +182,7 @@ def test_all_ways_propose_the_same_images(block: int, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("way", KINDS)
-@pytest.mark.parametrize("kind", ["smooth", "ties", "near-ties", "halves", "equal"])
+@pytest.mark.parametrize("kind", ALL)
 def test_each_way_gives_the_same_table(
     kind: str, way: proposals.Arithmetic, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Candidates and filters equal a brute-force reading of eq. 9, ties and duplicates included."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,25 @@ def test_scores_do_not_depend_on_how_the_candidates_are_divided() -> None:
         ]
         assert np.array_equal(np.concatenate(parts), whole)
     assert (whole[target_C == 0] == 0).all()
+
+
+def test_the_memory_grows_with_the_candidates_and_not_with_all_that_could_be() -> None:
+    """Of 500 pools and 20,000 images most have no candidate."""
+    settings = settings_of(pool="category")
+    found = random_case(0).candidates(settings)
+    wide = found
+    for name, others in (("pool", 500), ("replaced", 20_000)):
+        column = found[name].combine_chunks()
+        words = pa.concat_arrays([pa.array(map(str, range(others))), column.dictionary])
+        codes = pc.add(column.indices, pa.scalar(others, pa.int32()))
+        column = pa.DictionaryArray.from_arrays(codes, words)
+        wide = wide.set_column(found.schema.get_field_index(name), found.field(name), column)
+    tracemalloc.start()
+    pseudo, counts = mine.filter_candidates(wide, **thresholds(settings))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (pseudo, counts) == mine.filter_candidates(found, **thresholds(settings))
+    assert peak < 10 << 20
 
 
 def test_thresholds_below_the_floor_of_the_table_are_refused() -> None:

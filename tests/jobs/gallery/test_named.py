@@ -111,5 +111,25 @@ def test_pictures_of_the_environment_are_of_its_gallery_alone(
     monkeypatch.setenv("RAYCD_SERVE__GALLERY", "postgresql://ann:secret@host/db")
     assert settings.addresses("postgresql://host/db", "") == ("postgresql://host/db", "s3://ours")
     assert settings.addresses("postgresql://host/test", "") == ("postgresql://host/test", "")
+    assert settings.addresses("sqlite:///test", "") == ("sqlite:///test", "")
     monkeypatch.delenv("RAYCD_SERVE__GALLERY")
     assert settings.addresses("test.sqlite", "") == ("test.sqlite", "s3://ours")
+
+
+@pytest.mark.parametrize(
+    ("named", "gallery"),
+    [
+        ("/data/g.sqlite", "sqlite:////data/g.sqlite"),
+        ("sqlite:///g.sqlite?timeout=5", "g.sqlite"),
+        ("sqlite:////data/g.sqlite", "sqlite+pysqlite:////data/../data/g.sqlite"),
+        ("postgresql://ann:s/e#x@db/raycd", "postgresql://db:5432/raycd"),
+        ("postgresql+psycopg://ann@corp:secret@db/raycd?sslmode=require", "postgresql://db/raycd"),
+    ],
+)
+def test_a_gallery_that_is_spelled_otherwise_is_the_same_one(
+    named: str, gallery: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAYCD_SERVE__GALLERY", named)
+    monkeypatch.setenv("RAYCD_SERVE__PICTURES", "s3://ours")
+    assert settings.addresses(gallery, "") == (gallery, "s3://ours")
+    assert capsys.readouterr().err == ""
