@@ -207,8 +207,8 @@ def _check_finite(
 
 def frozen(encoder: Encoder, wanted: Precision, device: str) -> Encoder:
     """Return the encoder on `device`, ready to encode and nothing else."""
-    encoder.to(device)
     encoder.precision = precision.use(wanted, torch.device(device))
+    encoder.to(device)
     encoder.trainable("none")
     if encoder.precision == "bf16":
         hold_in_bf16(encoder)

@@ -39,10 +39,11 @@ from raycd.errors import DataError
 from raycd.gallery.state import State
 from raycd.gallery.static import Gallery
 from raycd.gallery.view import View
-from raycd.model import precision
+from raycd.model.embed import frozen
 from raycd.model.fusion import joint
 from raycd.model.fusion.head import WORDS
 from raycd.model.maps import TOKENS, Extra
+from raycd.model.precision import Arithmetic
 from raycd.search import results
 from raycd.search.arranging import arrange
 from raycd.search.batch_images import BatchImages
@@ -87,7 +88,9 @@ class Searcher:
 
     Args:
         threads: Threads of torch, for the whole process, and of FAISS; 0 leaves both as they are.
-        device: Where it computes, in fp32; on a GPU, from then on the process has no TF32 of cuDNN.
+        device: Where it computes.
+        precision: Of the encoders, see `frozen`; a head computes in fp32. With fp32 on a GPU the
+            process has no TF32 of cuDNN from then on.
         text_cache: Texts whose features are kept.
 
     Attributes:
@@ -104,6 +107,7 @@ class Searcher:
         *,
         threads: int = 0,
         device: torch.device | str = "cpu",
+        precision: Arithmetic = "fp32",
         text_cache: int = 0,
     ) -> None:
         if threads:
@@ -112,8 +116,7 @@ class Searcher:
         self.bundle = bundle
         self.own = View.of(bundle.index, Gallery(bundle.gallery))
         self.view: State = self.own
-        precision.use("fp32", torch.device(device))
-        self._encoder = bundle.encoder.to(device).eval()
+        self._encoder = frozen(bundle.encoder, precision, str(device))
         self._head = bundle.head.to(device).eval()
         self._joint = bundle.head_config.name == joint.NAME and bundle.encoder.composes
         self.picture: Callable[[str | None], Image.Image] = partial(load, enough=self.enough)

@@ -45,6 +45,8 @@ class ServeArgs(Section):
     """CPUs that Ray reserves for a replica."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that Ray reserves for a replica; above 0 the model runs there."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the encoders; bf16 holds their weights in it, faster on GPUs that have it."""
 
     gallery: str = ""
     """Database of the live gallery: a SQLite file or a postgresql:// URL. Empty: gallery.sqlite

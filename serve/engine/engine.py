@@ -61,7 +61,11 @@ class Engine:
         fold_batch_norms(self.bundle.encoder.clip)
         device = "cuda" if args.gpus else "cpu"
         self.searcher = Searcher(
-            self.bundle, threads=threads, device=device, text_cache=args.text_cache
+            self.bundle,
+            threads=threads,
+            device=device,
+            precision=args.precision,
+            text_cache=args.text_cache,
         )
         if store is not None:
             self.searcher.picture = lambda path: store.image(

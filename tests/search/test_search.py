@@ -67,6 +67,14 @@ def test_an_image_alone_and_a_text_alone_are_queries(searcher: Searcher, tiny_bu
     assert ask(searcher, image)[0].image_id == "image-3"
 
 
+def test_encoders_in_bf16_answer_nearly_alike(searcher: Searcher, tiny_bundle: Any) -> None:
+    held = Searcher(bundle.load(tiny_bundle.folder), threads=1, precision="bf16")
+    query = Query(tiny_bundle.images[3], "is blue", top_k=12)
+    exact_D, near_D = (one.encode([one.prepare(query)]).query_BD[0] for one in (searcher, held))
+    assert 1e-6 < np.linalg.norm(near_D - exact_D) < 0.05
+    assert held.search([query])[0][0].image_id == searcher.search([query])[0][0].image_id
+
+
 def test_an_image_of_the_gallery_is_as_if_it_were_sent(
     searcher: Searcher, tiny_bundle: Any
 ) -> None:
