@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from urllib.parse import parse_qsl, urlencode
 
 from raycd.redact import without_passwords
+
+_CHOOSING = ("host", "hostaddr", "port", "dbname", "service")
 
 
 def place(text: str) -> str:
     """Return a path or URL in one form, without what does not choose a file, folder or database:
-    driver, user, password, the usual port, options.
+    driver, user, password, the usual port, options but those that libpq finds a database by.
     """
     scheme, of_url, rest = without_passwords(text).partition("://")
     if not of_url:
@@ -18,11 +21,12 @@ def place(text: str) -> str:
     scheme = scheme.partition("+")[0]
     if scheme == "file":
         return place(rest)
-    if scheme in ("sqlite", "postgresql"):
-        rest = rest.partition("?")[0]
     if scheme == "sqlite":  # sqlite:///relative, sqlite:////absolute
-        return place(rest[1:])
-    rest = re.sub(r"^[^/]*@", "", rest)
+        return place(rest.partition("?")[0][1:])
+    rest, chosen = re.sub(r"^[^/]*@", "", rest), ""
     if scheme == "postgresql":
+        rest, _, options = rest.partition("?")
+        found = sorted(pair for pair in parse_qsl(options) if pair[0] in _CHOOSING)
+        chosen = f"?{urlencode(found)}" if found else ""
         rest = re.sub(r"^([^/]*):5432(?=/|$)", r"\1", rest)
-    return f"{scheme}://{rest.rstrip('/')}"
+    return f"{scheme}://{rest.rstrip('/')}{chosen}"

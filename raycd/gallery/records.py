@@ -20,7 +20,8 @@ USABLE_ID = (
 )
 """What `is_usable_id` expects, for messages."""
 _UNWRITTEN = {"Cc", "Cs", "Cn", "Zl", "Zp"}  # controls, no characters, ends of lines
-_INVISIBLE = {"Cf", "Zs"}  # joiners, marks of direction, spaces
+_INVISIBLE = {"Cf", "Mn", "Zs"}  # joiners, marks of direction and on others, spaces
+_BLANK = set("\u115f\u1160\u2800\u3164\uffa0")  # letters and signs that show nothing
 
 
 def is_usable_id(image_id: str) -> bool:
@@ -30,10 +31,11 @@ def is_usable_id(image_id: str) -> bool:
     """
     if not 0 < len(image_id) <= MAX_ID or image_id != image_id.strip() or image_id in (".", ".."):
         return False
-    if image_id.isprintable():
+    if image_id.isascii() and image_id.isprintable():
         return True
     kinds = set(map(unicodedata.category, image_id))
-    return not kinds & _UNWRITTEN and not kinds <= _INVISIBLE
+    shown = set(map(unicodedata.category, set(image_id) - _BLANK))
+    return not kinds & _UNWRITTEN and not shown <= _INVISIBLE
 
 
 @dataclass(frozen=True, slots=True)

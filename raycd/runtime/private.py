@@ -124,6 +124,17 @@ def found_no_room(error: BaseException) -> bool:
     return isinstance(cause, WorkerGroupStartupTimeoutError)
 
 
+def failed_to_start(error: BaseException) -> bool:
+    """Tell whether workers of Ray Train have died as they started, as often as it was told to try.
+
+    It counts them over a whole training. Superfluous where it counts those in a row.
+    """
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+    cause = getattr(error, "controller_failure", None)
+    return isinstance(cause, WorkerGroupStartupFailedError)
+
+
 def is_failed_start(error: BaseException) -> bool:
     """Tell Ray Train's errors of workers that cannot start, or that a cluster never has room for.
 

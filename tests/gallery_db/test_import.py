@@ -240,6 +240,7 @@ ONES = [1.0] * DIM
         ),
         (changed("image_id", ["a", "..", "c"]), "'..'"),
         (changed("image_id", ["a", "\u200b\u3000\u200b", "c"]), USABLE_ID),
+        (changed("image_id", ["a", "\u3164\u2800\ufe0f", "c"]), USABLE_ID),
         (changed("image_id", [1.5, 2.5, 3.5]), "image_id of type double"),
         (changed("feature", [ONES, ONES, [*ONES[1:], np.nan]]), "not finite in float32"),
         (changed("feature", [ONES, ONES, [*ONES[1:], 1e39]]), "whose length is not: 'image-3'"),

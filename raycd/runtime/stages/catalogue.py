@@ -44,6 +44,7 @@ def adapt(context: Context, writing: Writing) -> None:
     adapters = prepare(tuned, settings, config.seed)
     writing.record["parameters"] = parameters("adapt", tuned)
     if settings.finetune != "none":
+        decoding.check_room(config)  # which may have changed since the first stage
         paths = context.readable()
         source = context.run.path("encoder", "encoder")
         fit(

@@ -44,6 +44,7 @@ def stage1(context: Context, writing: Writing) -> None:
     config, source = context.config, context.run.path(context.before_stage1, "encoder")
     tuned = encoders.load_saved(context.run.local(context.before_stage1) / "encoder")
     if config.stage1.finetune != "none" and config.stage1.epochs > 0:
+        decoding.check_room(config)  # which may have changed since the first stage
         paths = context.readable()
         usable, left_out = readable_triplets(context.dataset, paths)
         writing.record["counts"] = {"triplets": len(usable), "left_out": left_out}

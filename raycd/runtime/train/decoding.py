@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ray.data.collate_fn import NumpyBatchCollateFn
 from torch.utils.data import Dataset
 
+from raycd import progress
 from raycd.config import ComputeConfig, Config, Finetuning
 from raycd.errors import ConfigError, RaycdError
 from raycd.runtime import cluster, datasets, local_ray
@@ -30,10 +31,11 @@ Rows = dict[str, NDArray[Any]]
 
 
 class ClusterLoader:
-    """A reader of batches in tasks of the cluster, each of which takes `cpus`."""
+    """A reader of batches in tasks of the cluster, each of which reserves `cpus`."""
 
     def __init__(self, reader: Dataset[TripletBatch], cpus: float) -> None:
         self._reader, self._cpus = ray.put(ReturnsErrors(reader)), cpus
+        progress.say("CPUs of the cluster decode the images")
 
     def batches(self, work: Sequence[Work]) -> Iterator[TripletBatch]:
         """Yield the batches. Raises BrokenImage where one cannot be read any more."""
@@ -65,31 +67,39 @@ def decoder(
     """Return what makes a reader's loader where the settings ask for the cluster, else None."""
     if settings.decode_on == "worker":
         return None
-    return lambda reader: ClusterLoader(reader, compute.cpus_per_worker)
+    return lambda reader: ClusterLoader(reader, _cpus(compute))
+
+
+def _cpus(compute: ComputeConfig) -> float:
+    """Return what a task reserves: it decodes in one thread."""
+    return min(1.0, compute.cpus_per_worker)
 
 
 def check_room(config: Config) -> None:
     """Raise ConfigError where the workers leave no CPU of this machine to tasks that decode.
 
-    Training would wait for ever. A cluster that a job was submitted to may grow.
+    Training would wait for ever. A cluster that a job was submitted to may grow: there it is said.
     """
     asked = [
         name
         for name, settings in (("adapt", config.adapt), ("stage1", config.stage1))
         if settings.decode_on == "cluster" and settings.epochs and settings.finetune != "none"
     ]
-    if not asked or local_ray.address():
+    if not asked:
         return
     compute = config.compute
     resources = cluster.worker_resources(compute)
     workers = cluster.fitting(compute.most_train_workers, resources)
-    needed = (workers + 1) * compute.cpus_per_worker
-    if needed > cluster.cpus():
+    if workers * compute.cpus_per_worker + _cpus(compute) <= cluster.cpus():
+        return
+    if local_ray.address():
+        progress.say(f"{asked[0]}.decode_on cluster waits for a machine with a CPU that is free")
+    else:
         raise ConfigError(
             f"{asked[0]}.decode_on cluster, and no CPU is left that decodes",
             got=f"{workers} training workers of {compute.cpus_per_worker:g} CPUs, "
             f"and {cluster.cpus()} CPUs",
-            expected="room for one more",
+            expected=f"{_cpus(compute):g} more",
             do="lower compute.train_workers or compute.cpus_per_worker, "
             f"or give --{asked[0]}.decode_on worker",
         )
@@ -107,7 +117,7 @@ def _read(rows: Any, reader: list[Any]) -> Rows:
     return {"error": error}
 
 
-@lru_cache(maxsize=2)  # Ray keeps the process for later tasks
+@lru_cache(maxsize=8)  # Ray keeps the process for later tasks, those of other training workers too
 def _local(reader: Any) -> Any:
     torch.set_num_threads(1)
     return ray.get(reader)

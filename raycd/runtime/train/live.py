@@ -35,6 +35,8 @@ class EventHandler:
         self._said: set[str] = set()
         self._has_failed = False
         self._not_before = 0.0
+        self.starts = 0
+        """How many workers have started."""
         self._expected = 0
         self._waits_since = math.inf  # there is a worker
 
@@ -56,6 +58,7 @@ class EventHandler:
                 self._said.add(event["text"])  # each worker says it
                 progress.say(f"{self._stage}: {event['text']}")
             elif event["kind"] in ("worker", "failed"):
+                self.starts += event["kind"] == "worker"
                 self._waits_since = math.inf if event["kind"] == "worker" else time.monotonic()
         if time.monotonic() - self._waits_since > TELL_AFTER:
             self._waits_since = math.inf

@@ -148,20 +148,33 @@ def _fit(
     """Train with as many workers as there is room for, and return Ray Train's result.
 
     Ray Train asks for the same number again, whatever the cluster has lost and whoever else works
-    there. So where it has waited in vain, the number is found anew.
+    there. So where it has waited in vain, the number is found anew, and of a number that was found
+    so there is one less. Starts that fail end the training only where none has gone well between.
     """
-    number = _number(config, schedule)
+    first = number = _number(config, schedule)
     while True:
         live.expect(number if isinstance(number, int) else number[0])
+        begun = live.starts
         try:
             return trainer(scaling_config=_scaling(config, number)).fit()
         except TrainingFailedError as error:
             if not private.found_no_room(error):
+                if private.failed_to_start(error) and live.starts > begun:
+                    continue
                 found = translate_error(error, config.train.max_failures)
                 if found is None:
                     raise
                 raise found from error
-        number = _number(config, schedule, free=True)
+        vain, number = number, _number(config, schedule, free=True)
+        if number == vain != first:  # free in all, but not on one machine
+            number = _less(vain)
+
+
+def _less(number: int | tuple[int, int]) -> int | tuple[int, int]:
+    if isinstance(number, int):
+        return max(1, number - 1)
+    least, most = number
+    return least, max(least, most - 1)
 
 
 def _number(config: Config, schedule: Schedule, *, free: bool = False) -> int | tuple[int, int]:

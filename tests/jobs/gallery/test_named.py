@@ -133,3 +133,11 @@ def test_a_gallery_that_is_spelled_otherwise_is_the_same_one(
     monkeypatch.setenv("RAYCD_SERVE__PICTURES", "s3://ours")
     assert settings.addresses(gallery, "") == (gallery, "s3://ours")
     assert capsys.readouterr().err == ""
+
+
+def test_a_database_of_another_socket_is_another_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYCD_SERVE__GALLERY", "postgresql:///raycd?host=/run/main&sslmode=disable")
+    monkeypatch.setenv("RAYCD_SERVE__PICTURES", "s3://ours")
+    same, other = (f"postgresql:///raycd?host=/run/{name}" for name in ("main", "other"))
+    assert settings.addresses(same, "") == (same, "s3://ours")
+    assert settings.addresses(other, "") == (other, "")

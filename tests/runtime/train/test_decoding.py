@@ -29,7 +29,9 @@ def test_what_is_trained_on_images_that_the_cluster_decodes_is_the_same(
     assert outcome.done == ["stage1"]
     assert after["encoder"] == before["encoder"]
     assert [e["loss"] for e in after["history"]] == [e["loss"] for e in before["history"]]
-    assert "Traceback" not in capfd.readouterr().err
+    shown = capfd.readouterr().err
+    assert "stage 1: CPUs of the cluster decode the images\n" in shown
+    assert "Traceback" not in shown
 
 
 class Gone(Dataset[TripletBatch]):
@@ -50,7 +52,7 @@ def test_an_image_that_is_gone_is_told_by_its_name() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_training_workers_that_leave_no_cpu_to_decode_are_refused(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     compute = {"train_workers": 2, "cpus_per_worker": 1}
@@ -60,8 +62,11 @@ def test_training_workers_that_leave_no_cpu_to_decode_are_refused(
     assert str(caught.value) == (
         "stage1.decode_on cluster, and no CPU is left that decodes\n"
         "  got:      2 training workers of 1 CPUs, and 2 CPUs\n"
-        "  expected: room for one more\n"
+        "  expected: 1 more\n"
         "  to do:    lower compute.train_workers or compute.cpus_per_worker, or give "
         "--stage1.decode_on worker"
     )
     check_room(config.model_copy(update={"stage1": Config().stage1}))
+    monkeypatch.setenv("RAY_ADDRESS", "ray.example.org:6379")  # that may grow
+    check_room(config)
+    assert "waits for a machine with a CPU that is free" in capsys.readouterr().err
