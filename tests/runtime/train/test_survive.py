@@ -116,10 +116,15 @@ def test_a_driver_that_is_killed_goes_on_by_the_same_command_from_the_newest_who
     job: Training,
 ) -> None:
     job.start()
-    newest = job.checkpoint_inside_of(2)
-    job.kill()
+    job.checkpoint_inside_of(2)
     client = curves(job.folder)
-    (child,) = client.search_runs(["1"], "tags.`raycd.stage` = 'toy'")
+
+    def recorded() -> Any:
+        return client.search_runs(["1"], "tags.`raycd.stage` = 'toy'")[0]
+
+    job.wait_for(lambda: "loss" in recorded().data.metrics)  # written beside the training
+    job.kill()
+    child = recorded()
     assert child.info.status == "RUNNING"
     assert child.data.metrics["loss"] > 0, "a dead run has its curve"
     assert child.data.metrics["step/loss"] > 0
@@ -128,7 +133,7 @@ def test_a_driver_that_is_killed_goes_on_by_the_same_command_from_the_newest_who
         if not os.path.exists(f"/proc/{worker}"):
             break
         time.sleep(0.1)
-    newest = max(job.store.glob("toy/epoch-0001-step-*"))
+    newest = max(job.store.glob("toy/epoch-*-step-*"))
     file = newest / WEIGHTS
     file.write_bytes(file.read_bytes()[:-100])
     job.more["run"] = child.data.tags["mlflow.parentRunId"]
