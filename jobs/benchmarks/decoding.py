@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.benchmarks.embed import Paths, drawn, photographs
+from jobs.benchmarks.embed import Paths, pictures
 from raycd.config import Config
 from raycd.data.pixels import PixelCache
 from raycd.model.encoder import create
@@ -28,17 +28,14 @@ WARM_UP = 2  # batches
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     """Return images a second of each way, and the seconds before its first batch of an epoch."""
     with tempfile.TemporaryDirectory() as scratch, cluster.connected():
-        if flags.photos:
-            paths = photographs(Path(flags.photos))
-        else:
-            paths = drawn(Path(scratch), flags.images or 20_000, config)
+        paths = pictures(config, flags, Path(scratch))
         reader = _reader(paths, config)
         numbers, size = range(len(paths)), 2 * config.stage1.batch_size
         work = [Work.of_images(numbers[at : at + size]) for at in range(0, len(paths), size)]
         ways: dict[str, Batches] = {
             "the worker": Loader(reader, 0, pin=False),
             "a process": Loader(reader, 1, pin=False),
-            "the cluster": ClusterLoader(reader, config.compute.cpus_per_worker),
+            "the cluster": ClusterLoader(reader, config.compute),
         }
         rows: dict[str, Any] = {
             "images": len(paths),

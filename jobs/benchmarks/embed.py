@@ -40,10 +40,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     """
     config = on_cpus(config)
     with tempfile.TemporaryDirectory() as scratch, cluster.connected():
-        if flags.photos:
-            paths = photographs(Path(flags.photos))
-        else:
-            paths = drawn(Path(scratch), flags.images or 20_000, config)
+        paths = pictures(config, flags, Path(scratch))
         torch.manual_seed(0)
         encoder = create(config.encoder.model_copy(update={"pretrained": ""}))
         first = dict(list(paths.items())[:WARM_UP])
@@ -82,8 +79,17 @@ def _plain_loop(paths: Paths, encoder: Encoder, config: Config) -> NDArray[np.fl
     return np.concatenate([batch["feature"] for batch in done])
 
 
-def drawn(folder: Path, count: int, config: Config) -> Paths:
-    """Draw images into a folder."""
+def pictures(config: Config, flags: argparse.Namespace, folder: Path) -> Paths:
+    """Return the photographs that --photos names, or draw images into `folder`.
+
+    Raises ConfigError where there are no photographs.
+    """
+    if flags.photos:
+        return _photographs(Path(flags.photos))
+    return _drawn(folder, flags.images or 20_000, config)
+
+
+def _drawn(folder: Path, count: int, config: Config) -> Paths:
     rng, names = np.random.default_rng(0), [f"{number:06d}" for number in range(count)]
     for number, name in enumerate(names):
         garment = random_garment(rng, CATEGORIES[number % len(CATEGORIES)])
@@ -92,8 +98,7 @@ def drawn(folder: Path, count: int, config: Config) -> Paths:
     return {name: str(folder / f"{name}.jpg") for name in names}
 
 
-def photographs(folder: Path) -> Paths:
-    """Return the pictures of a folder. Raises ConfigError where there are none."""
+def _photographs(folder: Path) -> Paths:
     endings = {f".{name.lower()}" for name in (*FORMATS, "jpg", "tif")}
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
     if not found:

@@ -9,7 +9,7 @@ decodes itself. Nothing keeps the pixels for later epochs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -31,10 +31,10 @@ Rows = dict[str, NDArray[Any]]
 
 
 class ClusterLoader:
-    """A reader of batches in tasks of the cluster, each of which reserves `cpus`."""
+    """A reader of batches in tasks of the cluster."""
 
-    def __init__(self, reader: Dataset[TripletBatch], cpus: float) -> None:
-        self._reader, self._cpus = ray.put(ReturnsErrors(reader)), cpus
+    def __init__(self, reader: Dataset[TripletBatch], compute: ComputeConfig) -> None:
+        self._reader, self._cpus = ray.put(ReturnsErrors(reader)), _cpus(compute)
         progress.say("CPUs of the cluster decode the images")
 
     def batches(self, work: Sequence[Work]) -> Iterator[TripletBatch]:
@@ -67,7 +67,7 @@ def decoder(
     """Return what makes a reader's loader where the settings ask for the cluster, else None."""
     if settings.decode_on == "worker":
         return None
-    return lambda reader: ClusterLoader(reader, _cpus(compute))
+    return partial(ClusterLoader, compute=compute)
 
 
 def _cpus(compute: ComputeConfig) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
-from raycd.config import Config
+from raycd.config import ComputeConfig, Config
 from raycd.data.images import BrokenImage
 from raycd.errors import ConfigError
 from raycd.runtime import pipeline
@@ -45,7 +45,7 @@ class Gone(Dataset[TripletBatch]):
 def test_an_image_that_is_gone_is_told_by_its_name() -> None:
     row = np.zeros(1, np.int64)
     with pytest.raises(BrokenImage) as caught:
-        list(ClusterLoader(Gone(), 0.5).batches([Work(row, row, row)]))
+        list(ClusterLoader(Gone(), ComputeConfig()).batches([Work(row, row, row)]))
     assert str(caught.value) == "dress/a.jpg is gone"
     assert caught.value.reason == "missing"
 
