@@ -13,7 +13,9 @@ python jobs/benchmark.py stages --preset demo        # seconds and memory of eac
 python jobs/benchmark.py contention --preset demo    # stage 1 beside a busy CPU, 15 minutes
 python jobs/benchmark.py dialogues --preset demo     # sessions of edits, from the demo's bundle
 python jobs/benchmark.py feedback --preset demo      # a simulated shop that learns from clicks
+python jobs/benchmark.py decoding                    # in a process against the cluster's tasks
 python jobs/benchmark.py gpu                         # RN50x4 on a GPU, without Ray (docs/gpu.md)
+python jobs/benchmark.py line                        # the whole line on a GPU, through Ray
 
 Prints a table and writes it to <runs>/benchmark-<what>.json.
 """
@@ -31,23 +33,23 @@ from raycd.config import cli
 from raycd.errors import ConfigError
 
 WHAT = (
-    *("embed", "mine", "train", "sweep", "serve", "gallery"),
-    *("scale", "streaming", "stages", "contention", "dialogues", "feedback", "decoding", "gpu"),
+    *("embed", "mine", "train", "sweep", "serve", "gallery", "scale", "streaming"),
+    *("stages", "contention", "dialogues", "feedback", "decoding", "gpu", "line"),
 )
 SERVICE = "--replicas 2 --threads 1 --cpus 0.5"  # for two cores
 IMAGES = (
-    "Images (embed, decoding: 20,000; mine: 46,609; gallery: 100,000; scale, streaming: "
-    "1,000,000), or dialogues (1,000)."
+    "Images (embed, decoding: 20,000; mine: 46,609; gallery: 100,000; scale, streaming, mining "
+    "of gpu: 1,000,000), or dialogues (1,000)."
 )
 CELLS = (
     "Cells to measure, such as 'demo/*,*/haproxy/32' (serve); import or beside (gallery); steps, "
-    "such as mine,index (streaming); stage1 or stage2 (train). (all)"
+    "such as mine,index (streaming); stage1 or stage2 (train); parts of gpu, line. (all)"
 )
 LEAST_IMAGES = {"mine": 65, "decoding": 512, "scale": 10, "dialogues": 2}  # of others one
 READ_BY = {
-    "images": ("embed", "decoding", "mine", "gallery", "scale", "streaming", "dialogues"),
+    "images": ("embed", "decoding", "mine", "gallery", "scale", "streaming", "dialogues", "gpu"),
     "candidates": ("mine",),
-    "only": ("serve", "gallery", "streaming", "train"),
+    "only": ("serve", "gallery", "streaming", "train", "gpu", "line"),
     "seconds": ("serve", "gallery"),
     "service": ("serve", "gallery"),
     "photos": ("embed", "decoding"),

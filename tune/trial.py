@@ -180,7 +180,7 @@ def train(
 
     seen = 0
 
-    def each(result: EpochResult, save: Any) -> None:
+    def each(result: EpochResult) -> None:
         nonlocal seen
         seen += rows_seen(task.count(result.epoch), stage2)
         if best_epoch(loop.history) == result.epoch:

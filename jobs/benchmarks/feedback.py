@@ -287,7 +287,7 @@ def _trained(shop: Shop, head: Head, data: Dataset, texts: Features) -> Head:
     loop = Loop(task, schedule, bar=lambda total, start: Silence())
     best: dict[str, torch.Tensor] = {}
 
-    def each(result: EpochResult, save: Any) -> None:
+    def each(result: EpochResult) -> None:
         if best_epoch(loop.history) == result.epoch:
             best.update({name: one.detach().clone() for name, one in head.state_dict().items()})
 

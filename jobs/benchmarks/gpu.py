@@ -1,8 +1,9 @@
-"""The core without Ray on one GPU: RN50x4 with random weights, at the paper's batch sizes.
+"""The core without Ray on one GPU: an encoder with random weights, at the settings' batch sizes.
 
-How far features, loss and mined neighbours differ from the CPU's is told beside the times. Images
-of random weights are nearly alike, so the features of a query speak of its text. It needs raycd's
-core only (torch, open_clip, numpy, pyarrow, faiss), so it runs without Ray.
+How far features, loss and mined neighbours differ from the CPU's is told beside the times, and each
+speed as a share of that of a large bf16 product on the same card. Images of random weights are
+nearly alike, so the features of a query speak of its text. It needs raycd's core only (torch,
+open_clip, numpy, pyarrow, faiss), so it runs without Ray.
 """
 
 from __future__ import annotations
@@ -11,136 +12,233 @@ import argparse
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from itertools import product
+from statistics import median
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
-from jobs.benchmarks.measuring import features, timed
-from raycd import mine
-from raycd.config import Config, MineConfig, Precision
+from jobs.benchmarks.measuring import chosen, features, timed
+from jobs.benchmarks.rates import Work, product_rate, seconds, shares
+from raycd import mine, progress
+from raycd.config import Config, MineConfig
 from raycd.errors import ConfigError
 from raycd.mine.neighbours import normalise
 from raycd.mine.search import Shard, search
-from raycd.model.compiling import encode_compiled
+from raycd.model.compiling import encode_compiled, once
 from raycd.model.embed import frozen
 from raycd.model.encoder import Encoder, create
+from raycd.model.fusion import HeadBatch
+from raycd.model.graphs import RecordedEncoder
 from raycd.model.loss import batch_classification_loss
-from raycd.model.precision import use
+from raycd.model.precision import ARITHMETICS, Arithmetic, use
 from raycd.train.finetune import SumOfFeatures
+from raycd.train.fuse import HeadLoss, new_head
 
-TRAIN_IMAGES, NEIGHBOURS = 46_609, 64  # Fashion-IQ's distinct train images
-_TIMES = 20  # that a step is measured
+TRAIN_IMAGES, MANY_IMAGES = 46_609, 1_000_000  # Fashion-IQ's distinct train images; a large shop's
+NEIGHBOURS = 64
+PARTS = (  # methods of _Card
+    "agreement",
+    "embedding",
+    "queries",
+    "stage1",
+    "stage2",
+    "mining",
+)
+_STEPS = 20  # that are measured
+_QUERIES = 100  # that are measured, one by one
 
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
-    """Return agreement with the CPU, rates and peak memory. Raises ConfigError without a GPU."""
-    if not torch.cuda.is_available():
-        raise ConfigError("there is no GPU here", do="run it on a machine with one")
+    """Return agreement with the CPU, rates and peak memory.
+
+    Raises ConfigError without a GPU, unless the device is said to be the CPU.
+    """
+    parts = chosen(flags.only, PARTS)
+    if config.compute.device != "cpu" and not torch.cuda.is_available():
+        do = "run it on a machine with one, or try it with --compute.device cpu"
+        raise ConfigError("there is no GPU here", do=do)
     torch.manual_seed(0)
-    encoder = create(config.encoder.model_copy(update={"pretrained": ""}))
-    rows: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-    rows |= _agreement(encoder)
-    rows |= _embedding(encoder, config.embed.batch_size)
-    rows |= _mining(encoder.dim)
-    rows |= _training(encoder, config)
-    rows |= _training(encoder, config, checkpointing=True)
-    rows |= _training(encoder, config, compiled=True)
-    return rows
-
-
-def _agreement(encoder: Encoder) -> dict[str, float]:
-    """Return the largest differences between CPU and GPU of normalised features and of the loss."""
-    pixels, tokens, targets = _batch(encoder, 4)
-    encoder.trainable("none")
-    found: dict[str, tuple[torch.Tensor, float]] = {}
-    ways: list[tuple[str, Precision]] = [("cpu", "fp32"), ("cuda", "fp32"), ("cuda", "bf16")]
-    for device, precision in ways:
-        encoder.to(device).precision = use(precision, torch.device(device))
-        with torch.inference_mode():
-            query, target = SumOfFeatures(encoder)(pixels, tokens)
-            loss = batch_classification_loss(query, target, targets.to(device), 100.0)
-        found[f"{device} {precision}"] = (query.cpu(), float(loss))
-    reference, loss_cpu = found.pop("cpu fp32")
-    rows = {}
-    for name, (query, value) in found.items():
-        difference = float((query - reference).abs().max())
-        rows[f"query features, {name} against cpu: largest difference"] = difference
-        rows[f"loss, {name} against cpu: difference"] = abs(value - loss_cpu)
-    return rows
-
-
-def _training(
-    encoder: Encoder, config: Config, *, checkpointing: bool = False, compiled: bool = False
-) -> dict[str, float]:
-    """Time stage 1's step at the paper's batch of 64, bf16, on noise."""
-    stage1, encoder = config.stage1, deepcopy(encoder.cpu())  # alone on the GPU
-    encoder.to("cuda").precision = "bf16"
-    encoder.trainable("both", grad_checkpointing=checkpointing)
-    if compiled:
-        encode_compiled(encoder, must=True, trains=True)
-    module = SumOfFeatures(encoder)
-    trained = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=2e-6, fused=True)
-    pixels, tokens, targets = _batch(encoder, stage1.batch_size)
-
-    def step() -> None:
-        query, target = module(pixels, tokens)
-        loss = batch_classification_loss(query, target, targets.cuda(), stage1.logit_scale)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch
-        optimizer.step()
-
-    torch.cuda.reset_peak_memory_stats()
-    rate = stage1.batch_size / _seconds(step)
-    ending = ", checkpointing" if checkpointing else ", compiled" if compiled else ""
-    name = f"stage 1, batch {stage1.batch_size}, bf16{ending}"
-    peak = torch.cuda.max_memory_allocated() / 2**30
-    return {f"{name}: triplets/s": rate, f"{name}: peak GiB": peak}
-
-
-def _embedding(encoder: Encoder, batch_size: int) -> dict[str, float]:
-    """Time encoding under autocast, with weights held in bf16, and compiled as well."""
-    pixels, tokens, _ = _batch(encoder, batch_size)
-    encoder.trainable("none")
-    encoder.to("cuda").precision = "bf16"
-    held = frozen(deepcopy(encoder), "bf16", "cuda")
-    rows = {}
-    for way in ("autocast", "weights in bf16", "compiled"):
-        if way == "compiled":
-            encode_compiled(held, must=True)
-        used = encoder if way == "autocast" else held
-        with torch.inference_mode():
-            images = 2 * batch_size / _seconds(partial(used.encode_images, pixels))
-            texts = batch_size / _seconds(partial(used.encode_tokens, tokens))
-        rows[f"embedding, batch {2 * batch_size}, bf16, {way}: images/s"] = images
-        rows[f"embedding, batch {batch_size}, bf16, {way}: texts/s"] = texts
-    return rows
-
-
-def _mining(dim: int) -> dict[str, float]:
-    """Find the neighbours of all train images on the CPUs, then on the GPU, which is warm."""
-    feature_ND, everything = features(TRAIN_IMAGES, dim), np.arange(TRAIN_IMAGES, dtype=np.int32)
-    # Without a floor every list is full
-    settings = MineConfig(neighbours=NEIGHBOURS, batch_size=4096, floor=-1.0)
-    pools = [mine.Pool("", everything, everything)]
-
-    def found(device: str) -> Callable[[], Any]:
-        return lambda: mine.find_neighbours(feature_ND, pools, settings, device=device)
-
-    expected, on_cpus = timed(found("cpu"))
-    found("cuda")()
-    table, seconds = timed(found("cuda"))
-    unit_ND = normalise(feature_ND, everything)
-    shard = [Shard(unit_ND, everything)]
-    _, alone = timed(lambda: search(everything, unit_ND, shard, settings, device="cuda"))
-    name = f"mining, {TRAIN_IMAGES} x {dim}, top {NEIGHBOURS}"
-    return {
-        f"{name}, CPUs: images/s": TRAIN_IMAGES / on_cpus,
-        f"{name}, GPU: images/s": TRAIN_IMAGES / seconds,
-        f"{name}, GPU, features normalised: images/s": TRAIN_IMAGES / alone,
-        "tables that are not equal": float(not table.equals(expected)),
+    device = "cpu" if config.compute.device == "cpu" else "cuda"
+    card = _Card(config, flags.images or MANY_IMAGES, device)
+    rows: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "a large product in bf16: TFLOP/s": card.rate / 1e12,
     }
+    for part in parts:
+        progress.say(part)
+        rows |= getattr(card, part)()
+    return rows
+
+
+class _Card:
+    """One device, and what is measured on it: a method for each of PARTS."""
+
+    def __init__(self, config: Config, many: int, device: str) -> None:
+        self.config, self.many, self.device = config, many, device
+        self.encoder = create(config.encoder.model_copy(update={"pretrained": ""}))
+        self.work = Work.of(self.encoder)
+        self.rate = product_rate(device)
+
+    def agreement(self) -> dict[str, float]:
+        """Return the largest differences between CPU and device of features and of the loss."""
+        pixels, tokens, targets = _batch(self.encoder, 4)
+        encoder = deepcopy(self.encoder)
+        encoder.trainable("none")
+        found: dict[str, tuple[torch.Tensor, float]] = {}
+        ways = [("cpu", "fp32"), *product([self.device], ARITHMETICS)]
+        for device, precision in ways:
+            encoder.to(device).precision = use(precision, torch.device(device))
+            with torch.inference_mode():
+                query, target = SumOfFeatures(encoder)(pixels, tokens)
+                loss = batch_classification_loss(query, target, targets.to(device), 100.0)
+            found[f"{device} {precision}"] = (query.cpu(), float(loss))
+        reference, loss_cpu = found["cpu fp32"]
+        rows = {}
+        for name, (query, value) in found.items():
+            difference = float((query - reference).abs().max())
+            rows[f"query features, {name} against cpu: largest difference"] = difference
+            rows[f"loss, {name} against cpu: difference"] = abs(value - loss_cpu)
+        return rows
+
+    def embedding(self) -> dict[str, float]:
+        """Time encoding under autocast, with weights held in bf16, and compiled as well."""
+        size = self.config.embed.batch_size
+        encoder = deepcopy(self.encoder)
+        pixels, tokens, _ = _batch(encoder, size)
+        encoder.trainable("none")
+        encoder.to(self.device).precision = "bf16"
+        held = frozen(deepcopy(encoder), "bf16", self.device)
+        rows = {}
+        for way in ("autocast", "weights in bf16", "compiled"):
+            if way == "compiled":
+                encode_compiled(held, must=True)
+            used = encoder if way == "autocast" else held
+            with torch.inference_mode():
+                images = 2 * size / self._seconds(partial(used.encode_images, pixels))
+                texts = size / self._seconds(partial(used.encode_tokens, tokens))
+            name = f"embedding, bf16, {way}, {2 * size} images"
+            rows[f"{name}: images/s"] = images
+            rows |= shares(name, images * self.work.image, self.rate)
+            rows[f"embedding, bf16, {way}, {size} texts: texts/s"] = texts
+        return rows
+
+    def queries(self) -> dict[str, float]:
+        """Time what the service encodes: queries one by one, then 32 at once."""
+        rows = {}
+        for precision in ARITHMETICS:
+            encoder = frozen(deepcopy(self.encoder), precision, self.device)
+            used: dict[str, Encoder | RecordedEncoder] = {"": encoder}
+            if self.device == "cuda":
+                used[", CUDA graphs"] = RecordedEncoder(encoder)
+            for ending, way in used.items():
+                name = f"queries, {precision}{ending}"
+                for count in (1, 32):
+                    pixels, tokens, _ = _batch(encoder, count)
+                    with torch.inference_mode():
+                        encode = partial(_encode, way, pixels[:count], tokens)
+                        spent = [timed(encode)[1] for _ in range(_QUERIES)]
+                    rows[f"{name}, {count} at once: p50, ms"] = 1000 * median(spent)
+        return rows
+
+    def stage1(self) -> dict[str, float]:
+        """Time stage 1's step, bf16, on noise: as it is, with gradient checkpointing, compiled."""
+        return self._stage1() | self._stage1("checkpointing") | self._stage1("compiled")
+
+    def _stage1(self, way: str = "") -> dict[str, float]:
+        stage1, encoder = self.config.stage1, deepcopy(self.encoder)
+        encoder.to(self.device).precision = "bf16"
+        encoder.trainable("both", grad_checkpointing=way == "checkpointing")
+        if way == "compiled":
+            encode_compiled(encoder, must=True, trains=True)
+        module = SumOfFeatures(encoder)
+        trained = [p for p in module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=2e-6, fused=True)
+        pixels, tokens, targets = _batch(encoder, stage1.batch_size)
+
+        def step() -> None:
+            query, target = module(pixels, tokens)
+            own = targets.to(self.device)
+            loss = batch_classification_loss(query, target, own, stage1.logit_scale)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch
+            optimizer.step()
+
+        name = f"stage 1, bf16, batch {stage1.batch_size}{way and ', '}{way}"
+        rate, memory = self._rate(step, stage1.batch_size)
+        rows = {f"{name}: triplets/s": rate, f"{name}: peak GiB": memory}
+        # What checkpointing computes again does not count
+        return rows | shares(name, rate * self.work.triplet, self.rate)
+
+    def stage2(self) -> dict[str, float]:
+        """Time stage 2's step on cached features, in fp32 and in bf16, and compiled as well."""
+        return self._stage2("fp32") | self._stage2("bf16") | self._stage2("bf16", compiled=True)
+
+    def _stage2(self, precision: Arithmetic, *, compiled: bool = False) -> dict[str, float]:
+        settings = self.config.stage2
+        head, _ = new_head(self.config, self.encoder.dim)
+        module = HeadLoss(head.to(self.device), settings.logit_scale)
+        forward = once(module.forward, must=True, trains=True) if compiled else module.forward
+        optimizer = torch.optim.Adam(module.parameters(), lr=settings.lr, fused=True)
+        shape = (3, settings.batch_size, self.encoder.dim)
+        targets = torch.arange(settings.batch_size, device=self.device)
+        image_BD, text_BD, target_BD = torch.randn(shape, device=self.device)
+        batch = HeadBatch(image_BD, text_BD, target_BD, targets)
+
+        def step() -> None:
+            with torch.autocast(self.device, torch.bfloat16, enabled=precision == "bf16"):
+                loss: torch.Tensor = forward(batch)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch
+            optimizer.step()
+
+        rate, _ = self._rate(step, settings.batch_size)
+        ending = f"{precision}{', compiled' * compiled}"
+        return {f"stage 2, {ending}, batch {settings.batch_size}: triplets/s": rate}
+
+    def mining(self) -> dict[str, float]:
+        """Find the neighbours of all train images as the CPUs do, then of many more alone."""
+        rows, table = self._mining(TRAIN_IMAGES, self.device)
+        if self.device == "cuda":
+            on_cpus, expected = self._mining(TRAIN_IMAGES, "cpu")
+            rows |= on_cpus | {"tables that are not equal": float(not table.equals(expected))}
+        if self.many > TRAIN_IMAGES:
+            rows |= self._mining(self.many, self.device)[0]
+        return rows
+
+    def _mining(self, count: int, device: str) -> tuple[dict[str, float], pa.Table]:
+        dim = self.encoder.dim
+        feature_ND, everything = features(count, dim), np.arange(count, dtype=np.int32)
+        # Without a floor every list is full
+        settings = MineConfig(neighbours=NEIGHBOURS, batch_size=4096, floor=-1.0)
+        pools = [mine.Pool("", everything, everything)]
+        find = partial(mine.find_neighbours, feature_ND, pools, settings, device=device)
+        if device == "cuda" and count == TRAIN_IMAGES:
+            find()  # warms up
+        table, spent = timed(find)
+        name = f"mining, {count} x {dim}, top {NEIGHBOURS}, {device}"
+        rows = {f"{name}: images/s": count / spent}
+        if device == "cuda":
+            unit_ND = normalise(feature_ND, everything)
+            shard = [Shard(unit_ND, everything)]
+            _, alone = timed(lambda: search(everything, unit_ND, shard, settings, device=device))
+            rows[f"{name}, features normalised: images/s"] = count / alone
+            rows |= shares(f"{name}, normalised", 2 * count**2 * dim / alone, self.rate)
+        return rows, table
+
+    def _seconds(self, step: Callable[[], object]) -> float:
+        return seconds(step, self.device, times=_STEPS)
+
+    def _rate(self, step: Callable[[], object], count: int) -> tuple[float, float]:
+        """Return how many a second `step` does, `count` at a time, and its peak of memory, GiB."""
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        rate = count / self._seconds(step)
+        memory = torch.cuda.max_memory_allocated() if self.device == "cuda" else 0
+        return rate, memory / 2**30
 
 
 def _batch(encoder: Encoder, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -150,13 +248,7 @@ def _batch(encoder: Encoder, count: int) -> tuple[torch.Tensor, torch.Tensor, to
     return pixels, encoder.tokenize(["Is blue and has long sleeves"] * count), torch.arange(count)
 
 
-def _seconds(step: Callable[[], object]) -> float:
-    """Return the seconds of one step, on average, after three that warm up."""
-
-    def steps(count: int) -> None:
-        for _ in range(count):
-            step()
-        torch.cuda.synchronize()
-
-    steps(3)
-    return timed(lambda: steps(_TIMES))[1] / _TIMES
+def _encode(
+    way: Encoder | RecordedEncoder, pixels: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return way.encode_images(pixels).cpu(), way.encode_tokens(tokens).cpu()

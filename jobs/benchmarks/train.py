@@ -1,6 +1,7 @@
 """Both stages on Ray Train against bare loops of PyTorch, and stage 2 against a peer's way.
 
-The loops do the same work on the same batches, without Ray, progress, checks, history, checkpoints.
+The loops do the same work on the same batches, without Ray, progress, checks, history, checkpoints;
+against two workers in two processes, as DistributedDataParallel wants it, and in one as well.
 The peer's way is to decode and encode the images of each batch anew (as Clip4Cir trains its
 Combiner): stage 2 reads features that were made once.
 """
@@ -12,26 +13,31 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from jobs.benchmarks.measuring import check_pooled, chosen, elsewhere, on_cpus
 from raycd import progress
 from raycd.config import Config
 from raycd.data.pixels import PixelCache
+from raycd.distributed import batch_of
 from raycd.model import encoder as encoders
 from raycd.model.fusion import HeadBatch
 from raycd.model.threads import usable_cpus
 from raycd.runtime import cluster, pipeline
 from raycd.runtime.stages.context import IMAGES, Context
 from raycd.runtime.stages.fresh import fresh_head
-from raycd.train.batches import epoch_batches
+from raycd.train.batches import batch_sizes, epoch_batches
 from raycd.train.finetune import FineTune
 from raycd.train.fuse import Fuse
 from raycd.train.task import Task
@@ -40,8 +46,16 @@ from raycd.train.triplets import TripletReader
 EPOCHS = {"stage1": 2, "stage2": 12}  # the first warms up
 # Each way by turns, for the machine may be slower for a while: the median of the rounds counts
 ROUNDS = {"stage1": 3, "stage2": 5}
+BARE, BARE_2, ON_RAY, ON_RAY_2 = (
+    *("bare loop", "bare loop in 2 processes"),
+    *("Ray Train, 1 worker", "Ray Train, 2 workers"),
+)
+RATIOS = {
+    ("Ray Train / bare loop, 1 worker", " (at least 0.95)"): (ON_RAY, BARE),
+    ("Ray Train / bare loop, 2 workers", " (at least 0.95)"): (ON_RAY_2, BARE_2),
+    ("Ray Train, 2 workers / bare loop in one process", ""): (ON_RAY_2, BARE),
+}
 PEER_BATCHES = 4  # the first warms up
-MakeTask = Callable[[Context], Task[Any]]
 
 
 def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
@@ -53,12 +67,11 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         config = on_cpus(_short(config, Path(name, "one")))
         for stage in stages:
             rates = _by_turns(config, stage)
-            bare = rates["bare loop"]
             for way, found in rates.items():
                 rows[f"{stage}: {way}, triplets/s"] = median(found)
-            for way, found in list(rates.items())[1:]:
-                ratios = [one / other for one, other in zip(found, bare, strict=True)]
-                rows[f"{stage}: {way} / bare loop (at least 0.95)"] = median(ratios)
+            for (way, target), (one, other) in RATIOS.items():
+                pairs = zip(rates[one], rates[other], strict=True)
+                rows[f"{stage}: {way}{target}"] = median(one / other for one, other in pairs)
             progress.say(f"{stage}: {rates} triplets/s")
         if "stage2" in stages:
             peer = elsewhere(_peer, config)
@@ -70,14 +83,12 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
 
 def _by_turns(config: Config, stage: str) -> dict[str, list[float]]:
     """Return triplets a second of each way in each round."""
-    make = {"stage1": _finetune, "stage2": _fuse}[stage]
     found = defaultdict[str, list[float]](list)
     _on_ray(config, stage, 1)  # what others go on from
     for _ in range(ROUNDS[stage]):
-        found["bare loop"].append(elsewhere(_bare, config, stage, make))
-        for workers in (1, 2):
-            way = f"Ray Train, {workers} worker{'s' * (workers > 1)}"
-            found[way].append(_on_ray(config, stage, workers, again=True))
+        for workers, bare, on_ray in ((1, BARE, ON_RAY), (2, BARE_2, ON_RAY_2)):
+            found[bare].append(_bare(config, stage, workers))
+            found[on_ray].append(_on_ray(config, stage, workers, again=True))
     return dict(found)
 
 
@@ -109,23 +120,48 @@ def _on_ray(config: Config, stage: str, workers: int, *, again: bool = False) ->
     return float(sum(e["rows_per_second"] * e["seconds"] for e in later) / seconds)
 
 
-def _bare(config: Config, stage: str, make: MakeTask) -> float:
+def _bare(config: Config, stage: str, processes: int) -> float:
     """Train as one would write it without Ray."""
-    torch.set_num_threads(usable_cpus())
+    with (
+        tempfile.TemporaryDirectory(prefix="raycd-") as scratch,
+        ProcessPoolExecutor(processes, get_context("spawn")) as pool,
+    ):
+        meet = Path(scratch, "meet").as_uri()
+        works = [
+            pool.submit(_bare_loop, config, stage, rank, processes, meet)
+            for rank in range(processes)
+        ]
+        return min(work.result() for work in works)
+
+
+def _bare_loop(config: Config, stage: str, rank: int, world: int, meet: str) -> float:
+    """Return the triplets a second of all processes together."""
+    torch.set_num_threads(max(usable_cpus() // world, 1))
     settings = getattr(config, stage)
-    task = make(_context(config))
+    context = _context(config)
+    task: Task[Any] = _finetune(context, "encoder") if stage == "stage1" else _fuse(context)
+    module = task.module
+    if world > 1:
+        distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
+        module = DistributedDataParallel(module, gradient_as_bucket_view=True)
     optimizer, rows, began = task.optimizer(), 0, 0.0
     for epoch in range(EPOCHS[stage]):
         if epoch == 1:
             rows, began = 0, time.perf_counter()
-        own = epoch_batches(task.count(epoch), settings.batch_size, seed=config.seed, epoch=epoch)
-        for batch in task.batches(epoch, own):
-            loss = task.loss(task.module, batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's
+        every = task.count(epoch), settings.batch_size
+        own = epoch_batches(*every, seed=config.seed, epoch=epoch, rank=rank, world=world)
+        sizes = batch_sizes(*every, world)
+        for batch, size in zip(task.batches(epoch, own), sizes, strict=True):
+            with batch_of(size) as weight:
+                loss = weight * task.loss(module, batch)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]  # torch's
             optimizer.step()
-        rows += sum(map(len, own))
-    return rows / (time.perf_counter() - began)
+        rows += sum(sizes)
+    rate = rows / (time.perf_counter() - began)
+    if world > 1:
+        distributed.destroy_process_group()
+    return rate
 
 
 def _peer(config: Config) -> float:

@@ -21,7 +21,9 @@ from raycd.gallery.state import Image
 from raycd.gallery.view import View
 from raycd.model import maps
 from raycd.model.embed_maps import cut
+from raycd.model.encoder import Encoder
 from raycd.model.fusion.head import WORDS
+from raycd.model.graphs import RecordedEncoder
 from raycd.model.maps import Extra
 
 
@@ -31,10 +33,11 @@ class HeadNeeds:
     Args:
         bundle: It.
         own: The bundle's own gallery.
+        features: What gives pooled features alone: the bundle's encoder, or graphs of it.
     """
 
-    def __init__(self, bundle: Bundle, own: View) -> None:
-        self.names = bundle.head.needs
+    def __init__(self, bundle: Bundle, own: View, features: Encoder | RecordedEncoder) -> None:
+        self.names, self._features = bundle.head.needs, features
         self._encoder, self._head, self._shapes = (
             bundle.encoder,
             bundle.head_config.name,
@@ -46,6 +49,9 @@ class HeadNeeds:
 
     def encode_images(self, pixels_BSS3: torch.Tensor) -> tuple[torch.Tensor, list[Extra]]:
         """Return un-normalised features (B, D), and each image's maps as the head was trained."""
+        if not self._wanted:
+            image_BD = self._features.encode_images(pixels_BSS3).cpu()
+            return image_BD, [{}] * len(image_BD)
         image_BD, found = maps.encode_images(self._encoder, pixels_BSS3, self.names)
         found = {
             need: _kept(maps.pooled(value, max(self._shapes[need][1:])))
@@ -60,7 +66,7 @@ class HeadNeeds:
             rows = [{WORDS: tokens} for tokens in tokens_NL]
             return self._encoder.encode_tokens(tokens_NL).cpu(), rows
         if maps.TOKENS not in self.names:
-            return self._encoder.encode_tokens(tokens_NL).cpu(), [{}] * len(tokens_NL)
+            return self._features.encode_tokens(tokens_NL).cpu(), [{}] * len(tokens_NL)
         text_ND, found = maps.encode_tokens(self._encoder, tokens_NL)
         states, counts = _kept(found[maps.TOKENS]), found[TOKEN_MASK].sum(1).tolist()
         rows = [{maps.TOKENS: state[:count]} for state, count in zip(states, counts, strict=True)]

@@ -42,6 +42,7 @@ from raycd.gallery.view import View
 from raycd.model.embed import frozen
 from raycd.model.fusion import joint
 from raycd.model.fusion.head import WORDS
+from raycd.model.graphs import RecordedEncoder
 from raycd.model.maps import TOKENS, Extra
 from raycd.model.precision import Arithmetic
 from raycd.search import results
@@ -91,6 +92,7 @@ class Searcher:
         device: Where it computes.
         precision: Of the encoders, see `frozen`; a head computes in fp32. With fp32 on a GPU the
             process has no TF32 of cuDNN from then on.
+        graphs: On a GPU, pooled features of small batches come from CUDA graphs.
         text_cache: Texts whose features are kept.
 
     Attributes:
@@ -108,6 +110,7 @@ class Searcher:
         threads: int = 0,
         device: torch.device | str = "cpu",
         precision: Arithmetic = "fp32",
+        graphs: bool = False,
         text_cache: int = 0,
     ) -> None:
         if threads:
@@ -120,7 +123,10 @@ class Searcher:
         self._head = bundle.head.to(device).eval()
         self._joint = bundle.head_config.name == joint.NAME and bundle.encoder.composes
         self.picture: Callable[[str | None], Image.Image] = partial(load, enough=self.enough)
-        self._needs = HeadNeeds(bundle, self.own)
+        # Graphs have no hooks, by which maps and tokens are read
+        recorded = RecordedEncoder(self._encoder) if graphs and not bundle.head.needs else None
+        self._features = recorded or self._encoder
+        self._needs = HeadNeeds(bundle, self.own, self._features)
         # Tokens and their states are not kept with features: a text is encoded again for them
         kept = 0 if self._needs.names & {TOKENS, WORDS} else text_cache
         self.texts: CountedCache[tuple[torch.Tensor, bool]] = CountedCache(kept)
@@ -321,7 +327,7 @@ class Searcher:
     @torch.inference_mode()
     def encode_images(self, pixels: Sequence[torch.Tensor]) -> NDArray[np.float32]:
         """Return un-normalised features (B, D) of preprocessed images; in one thread at a time."""
-        features_BD = self._encoder.encode_images(torch.stack(list(pixels))).cpu()
+        features_BD = self._features.encode_images(torch.stack(list(pixels))).cpu()
         features: NDArray[np.float32] = features_BD.numpy()
         return features
 

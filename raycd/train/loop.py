@@ -33,8 +33,6 @@ from raycd.train.feed import Feed
 from raycd.train.mid_epoch import MidEpoch
 from raycd.train.task import Batch, Compiles, Progress, Silence, Task, Watch
 
-Save = Callable[[Path], None]
-
 LOOK_EVERY = 10  # steps between two reads of the losses: each read waits for the device
 
 
@@ -143,12 +141,13 @@ class Loop(Generic[Batch]):
         self._looked = 0.0, self._step  # when losses were read last, and after which step
         self._timed = 0.0, 0  # seconds of steps, and how many
 
-    def run(self, report: Callable[[EpochResult, Save], None]) -> list[dict[str, Any]]:
+    def run(
+        self, report: Callable[[EpochResult], object] = lambda result: None
+    ) -> list[dict[str, Any]]:
         """Train the remaining epochs and return the history of all epochs.
 
-        `report(result, save)` is called on every worker after each epoch; `save(folder)` writes a
-        checkpoint from which the loop can continue. Raises TrainingError, on all workers at once,
-        where the loss or the weights are not finite; such an epoch is not reported.
+        `report` is called on every worker after each epoch. Raises TrainingError, on all workers at
+        once, where the loss or the weights are not finite; such an epoch is not reported.
         """
         module = self.task.module
         wrapped = (
@@ -167,16 +166,12 @@ class Loop(Generic[Batch]):
                 # Of another number of workers there may have been other batches before a checkpoint
                 self._step = sum(self._batches[: epoch + 1])
                 self.history.append(result.to_dict())
-                report(result, self.save)
+                report(result)
         return self.history
 
     def state(self, mid_epoch: MidEpoch | None = None) -> TrainingState:
         """Copy what the training goes on from, now: at the end of an epoch or inside of one."""
         return TrainingState.of(self.task.module, self.optimizer, self.history, mid_epoch)
-
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint into `folder`."""
-        self.state().write(folder)
 
     def _restore(self, state: TrainingState) -> None:
         state.fill(self.task.module, self.optimizer)

@@ -57,7 +57,7 @@ def pretrain(config: PretrainConfig, target_pad: float | None, device: str = "cp
         schedule,
         bar=lambda total, start: Bar(PreTrain.name, total=total, unit="images", start=start),
     )
-    loop.run(lambda result, save: None)
+    loop.run()
     encoder.cpu().eval()
     if device != "cpu":
         del loop  # and the optimizer: the card's memory is for the workers

@@ -47,6 +47,10 @@ class ServeArgs(Section):
     """GPUs that Ray reserves for a replica; above 0 the model runs there."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoders; bf16 holds their weights in it, faster on GPUs that have it."""
+    cuda_graphs: bool = False
+    """Encode batches of up to 32 images and texts by CUDA graphs, which saves a GPU the wait for
+    its kernels' launches.
+    """
 
     gallery: str = ""
     """Database of the live gallery: a SQLite file or a postgresql:// URL. Empty: gallery.sqlite
@@ -180,6 +184,13 @@ class ServeArgs(Section):
     """Further galleries by name, each with its bundle and, if need be, its gallery, gallery_engine
     and pictures: {"shoes": {"bundle": "runs/shoes/bundle"}} answers under /v1/galleries/shoes.
     """
+
+    @field_validator("cuda_graphs")
+    @classmethod
+    def _graphs_are_of_gpus(cls, given: bool, info: ValidationInfo) -> bool:
+        if given and not info.data.get("gpus"):
+            raise ValueError("it is for replicas on GPUs: got gpus 0, expected more; set gpus, too")
+        return given
 
     @field_validator("gallery")
     @classmethod

@@ -65,6 +65,7 @@ class Engine:
             threads=threads,
             device=device,
             precision=args.precision,
+            graphs=args.cuda_graphs,
             text_cache=args.text_cache,
         )
         if store is not None:

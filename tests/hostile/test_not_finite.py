@@ -76,7 +76,7 @@ def trained(**inputs: Any) -> tuple[list[int], str]:
     loop = Loop(task, SCHEDULE, bar=lambda total, start: Silence())
     reported: list[int] = []
     with pytest.raises(TrainingError) as caught:
-        loop.run(lambda result, save: reported.append(result.epoch))
+        loop.run(lambda result: reported.append(result.epoch))
     assert task.steps < inputs["step"] + LOOK_EVERY
     return reported, str(caught.value)
 
@@ -109,7 +109,7 @@ def test_weights_that_are_not_finite_end_the_stage_before_their_epoch_is_kept() 
 def two(number: int, folder: str) -> None:
     loop = Loop(make_toy({"step": 7, "worker": 1}, Config(), torch.device("cpu")), SCHEDULE)
     try:
-        loop.run(lambda result, save: None)
+        loop.run()
     except TrainingError as error:
         Path(folder, str(number)).write_text(str(error))
 

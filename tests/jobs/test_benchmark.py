@@ -12,6 +12,8 @@ from jobs import benchmark
         ("scale --only ivf", "scale does not read --only"),
         ("mine --photos photos", "expected: it with embed or decoding"),
         ("scale --images -5", "--images: impossible value"),
+        ("line --only service", "name demo, too"),
+        ("gpu --only speed", "--only names no part"),
         ("mine --images 64", "expected: 65 or more"),
         ("mine --candidates 0", "--candidates: impossible value"),
         ("serve --seconds 0", "--seconds: impossible value"),

@@ -106,7 +106,7 @@ def test_inversion_learns_from_titles_and_leaves_the_text_encoder_as_it_is(
     config = Config.model_validate({"stage2": {"head": "lincir", "lr": 3e-3}})
     task = Invert(head, TITLES, encoder.tokenizer, config)
     loop = Loop(task, Schedule(25, 6, 3e-3, 0), bar=lambda total, start: Silence())
-    history = loop.run(lambda result, save: None)
+    history = loop.run()
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     for name, value in head.state_dict().items():
         assert torch.equal(value, before[name]) == (not name.startswith("phi."))

@@ -96,7 +96,7 @@ def test_the_loss_is_symmetric_and_images_of_one_text_are_no_negatives(task: Ada
 def test_it_brings_images_and_their_titles_together(task: Adapt) -> None:
     before = {name: value.clone() for name, value in task.module.state_dict().items()}
     loop = Loop(task, Schedule(30, 8, 3e-3, 0), bar=lambda total, start: Silence())
-    history = loop.run(lambda result, save: None)
+    history = loop.run()
     assert history[-1]["loss"] < 0.9 * history[0]["loss"]
     moved = {
         name.split(".")[2]

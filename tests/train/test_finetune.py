@@ -75,9 +75,7 @@ def batches(task: FineTune, epoch: int) -> Iterator[TripletBatch]:
 
 
 def train(task: FineTune, epochs: int = 4, lr: float = 1e-3) -> list[dict[str, float]]:
-    return Loop(task, Schedule(epochs, 16, lr, seed=0), bar=lambda total, start: Silence()).run(
-        lambda result, save: None
-    )
+    return Loop(task, Schedule(epochs, 16, lr, seed=0), bar=lambda total, start: Silence()).run()
 
 
 def test_only_train_triplets_are_trained_on(task: FineTune, dataset: Dataset) -> None:
@@ -237,14 +235,14 @@ def test_adapters_go_on_from_a_checkpoint_and_are_merged_into_what_was_evaluated
     config = settings(finetune="lora", lora_rank=2, chunk=chunk)
     whole, stopped, again = (FineTune(new_encoder(), dataset, paths, config) for _ in range(3))
     schedules = [Schedule(epochs, 16, 1e-2, seed=0) for epochs in (2, 1, 2)]
-    expected = Loop(whole, schedules[0], bar=silent).run(nothing)
+    expected = Loop(whole, schedules[0], bar=silent).run()
     first = Loop(stopped, schedules[1], bar=silent)
-    first.run(nothing)
-    first.save(tmp_path / "1")
+    first.run()
+    first.state().write(tmp_path / "1")
     last = Loop(again, schedules[2], restore=tmp_path / "1", bar=silent)
-    assert last.run(nothing)[1]["loss"] == pytest.approx(expected[1]["loss"], rel=1e-6)
+    assert last.run()[1]["loss"] == pytest.approx(expected[1]["loss"], rel=1e-6)
     assert expected[1]["selection"] == last.history[1]["selection"]
-    last.save(tmp_path / "2")
+    last.state().write(tmp_path / "2")
 
     plain = new_encoder()
     before, names = plain.fingerprint(), set(plain.clip.state_dict())
@@ -265,10 +263,6 @@ def test_adapters_go_on_from_a_checkpoint_and_are_merged_into_what_was_evaluated
 
 def silent(total: int, start: int) -> Silence:
     return Silence()
-
-
-def nothing(result: object, save: object) -> None:
-    return None
 
 
 @pytest.mark.parametrize(("finetune", "frozen"), [("text", True), ("image", False)])

@@ -305,9 +305,7 @@ def test_training_takes_the_steps_that_the_paper_describes_bit_by_bit(task: Fuse
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own is untyped
             adam.step()
-    Loop(task, Schedule(3, 4, 1e-2, seed=0), bar=lambda total, start: Silence()).run(
-        lambda result, save: None
-    )
+    Loop(task, Schedule(3, 4, 1e-2, seed=0), bar=lambda total, start: Silence()).run()
     for name, value in task.head.state_dict().items():
         assert torch.equal(made.state_dict()[name], value)
 
@@ -315,9 +313,7 @@ def test_training_takes_the_steps_that_the_paper_describes_bit_by_bit(task: Fuse
 def test_features_stay_as_they_are_while_the_head_learns(task: Fuse, images: Features) -> None:
     before = images.values.clone()
     head = {name: value.clone() for name, value in task.module.state_dict().items()}
-    history = Loop(task, Schedule(31, 8, 1e-2, seed=0), bar=lambda total, start: Silence()).run(
-        lambda result, save: None
-    )
+    history = Loop(task, Schedule(31, 8, 1e-2, seed=0), bar=lambda total, start: Silence()).run()
     assert torch.equal(task.images.values, before)
     assert not task.images.values.requires_grad
     assert all(

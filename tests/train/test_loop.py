@@ -12,7 +12,7 @@ from torch import nn
 from raycd.distributed import first_of_machine
 from raycd.errors import ConfigError
 from raycd.model.loss import batch_classification_loss
-from raycd.train.loop import EpochResult, Loop, Save, Schedule, best_epoch
+from raycd.train.loop import EpochResult, Loop, Schedule, best_epoch
 from tests.two_workers import run_two
 
 Rows = NDArray[np.int64]
@@ -80,10 +80,6 @@ SCHEDULE = Schedule(epochs=5, batch_size=8, lr=0.01, seed=3, warmup=0.25, decay=
 TIMES = ("seconds", "rows_per_second", "waited")
 
 
-def nothing(result: EpochResult, save: Save) -> None:
-    return None
-
-
 def untimed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {name: value for name, value in entry.items() if name not in TIMES} for entry in history
@@ -95,19 +91,20 @@ class Stop(Exception):
 
 
 def test_a_loop_that_was_stopped_goes_on_bit_by_bit_dropout_included(tmp_path: Path) -> None:
-    def stop_after_two(result: EpochResult, save: Save) -> None:
+    def stop_after_two(result: EpochResult) -> None:
         if result.epoch == 1:
-            save(tmp_path / "checkpoint")
+            loop.state().write(tmp_path / "checkpoint")
             raise Stop
 
     whole, stopped, restored = Toy(), Toy(), Toy()
-    expected = Loop(whole, SCHEDULE, bar=Silence).run(nothing)
+    expected = Loop(whole, SCHEDULE, bar=Silence).run()
+    loop = Loop(stopped, SCHEDULE, bar=Silence)
     with pytest.raises(Stop):
-        Loop(stopped, SCHEDULE, bar=Silence).run(stop_after_two)
+        loop.run(stop_after_two)
     torch.randn(5)  # another process would have drawn other numbers by now
     reported: list[int] = []
     loop = Loop(restored, SCHEDULE, restore=tmp_path / "checkpoint", bar=Silence)
-    found = loop.run(lambda result, save: reported.append(result.epoch))
+    found = loop.run(lambda result: reported.append(result.epoch))
     assert reported == [2, 3, 4]
     assert untimed(found) == untimed(expected)
     for name, value in whole.module.state_dict().items():
@@ -116,11 +113,11 @@ def test_a_loop_that_was_stopped_goes_on_bit_by_bit_dropout_included(tmp_path: P
 
 def test_a_finished_loop_has_nothing_left_to_do(tmp_path: Path) -> None:
     loop = Loop(Toy(), SCHEDULE, bar=Silence)
-    history = loop.run(nothing)
-    loop.save(tmp_path)
+    history = loop.run()
+    loop.state().write(tmp_path)
     again = Toy()
 
-    def fail(result: EpochResult, save: Save) -> None:
+    def fail(result: EpochResult) -> None:
         raise AssertionError("trained again")
 
     assert Loop(again, SCHEDULE, restore=tmp_path, bar=Silence).run(fail) == history
@@ -132,7 +129,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others() -> None
     weights = []
     for seed in (3, 3, 4):
         toy = Toy()
-        Loop(toy, Schedule(2, 8, 0.01, seed), bar=Silence).run(nothing)
+        Loop(toy, Schedule(2, 8, 0.01, seed), bar=Silence).run()
         weights.append(toy.module.state_dict()["0.weight"])
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -145,7 +142,7 @@ def test_history_tells_what_every_epoch_did() -> None:
         bars.append(Silence(total, start))
         return bars[-1]
 
-    history = Loop(Toy(), SCHEDULE, bar=bar).run(nothing)
+    history = Loop(Toy(), SCHEDULE, bar=bar).run()
     assert [entry["epoch"] for entry in history] == [0, 1, 2, 3, 4]
     assert [entry["kind"] for entry in history] == [
         "original",
@@ -161,7 +158,7 @@ def test_history_tells_what_every_epoch_did() -> None:
 
 
 def test_loss_falls_and_the_last_learning_rate_of_an_epoch_is_reported() -> None:
-    history = Loop(Toy(dropout=0.0), Schedule(30, 8, 0.02, seed=0), bar=Silence).run(nothing)
+    history = Loop(Toy(dropout=0.0), Schedule(30, 8, 0.02, seed=0), bar=Silence).run()
     assert history[28]["loss"] < 0.7 * history[0]["loss"]
     assert {entry["lr"] for entry in history} == {0.02}
 
@@ -186,13 +183,13 @@ def test_learning_rate_of_each_step(warmup: float, decay: Any, expected: list[fl
 
 def test_the_best_epoch_is_the_earlier_of_two_equal_ones() -> None:
     scores = [0.2, 0.7, 0.5, 0.7, 0.1]
-    history = Loop(Toy(scores=scores), SCHEDULE, bar=Silence).run(nothing)
+    history = Loop(Toy(scores=scores), SCHEDULE, bar=Silence).run()
     assert [entry["selection"] for entry in history] == scores
     assert best_epoch(history) == 1
 
 
 def test_without_selection_the_last_epoch_is_the_best() -> None:
-    assert best_epoch(Loop(Toy(), SCHEDULE, bar=Silence).run(nothing)) == 4
+    assert best_epoch(Loop(Toy(), SCHEDULE, bar=Silence).run()) == 4
 
 
 # ---- several workers
@@ -202,8 +199,8 @@ def test_without_selection_the_last_epoch_is_the_best() -> None:
 def worker(number: int, folder: str) -> None:
     toy = Toy(dropout=0.0)
     loop = Loop(toy, SCHEDULE, bar=Silence)
-    history = loop.run(nothing)
-    loop.save(Path(folder) / str(number))
+    history = loop.run()
+    loop.state().write(Path(folder) / str(number))
     message = ""
     try:
         Loop(toy, Schedule(1, batch_size=3, lr=0.1, seed=0), bar=Silence)
@@ -223,7 +220,7 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_workers_take_the_steps_of_one(two_workers: Path) -> None:
     alone = Toy(dropout=0.0)
-    history = Loop(alone, SCHEDULE, bar=Silence).run(nothing)
+    history = Loop(alone, SCHEDULE, bar=Silence).run()
     for number in range(2):
         toy = Toy(dropout=0.0)
         theirs = Loop(toy, SCHEDULE, restore=two_workers / str(number), bar=Silence).history

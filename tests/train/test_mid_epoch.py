@@ -27,7 +27,7 @@ from raycd.train.loop import Loop, Schedule
 from raycd.train.mid_epoch import MidEpoch
 from raycd.train.task import Silence, Task
 from tests.train.test_finetune import SMALL_DATA
-from tests.train.test_loop import SCHEDULE, Rows, Stop, Toy, nothing, untimed
+from tests.train.test_loop import SCHEDULE, Rows, Stop, Toy, untimed
 from tests.two_workers import run_two
 
 SMALL = Config.model_validate(
@@ -64,17 +64,17 @@ def silent(total: int, start: int) -> Silence:
 def check_that_it_goes_on(make: Callable[[], Task[Any]], schedule: Schedule, folder: Path) -> int:
     """Stop a training after each of its steps that do not end an epoch; return their number."""
     whole, stops = make(), 0
-    expected = Loop(whole, schedule, bar=silent).run(nothing)
+    expected = Loop(whole, schedule, bar=silent).run()
     while True:
         stopped, restored, at = make(), make(), folder / str(stops)
         try:
-            Loop(stopped, schedule, bar=silent, watch=Stopping(stops + 1, at)).run(nothing)
+            Loop(stopped, schedule, bar=silent, watch=Stopping(stops + 1, at)).run()
         except Stop:
             stops += 1
         else:
             return stops
         torch.randn(5)  # another process would have drawn other numbers by now
-        found = Loop(restored, schedule, restore=at, bar=silent).run(nothing)
+        found = Loop(restored, schedule, restore=at, bar=silent).run()
         assert untimed(found) == untimed(expected)
         for name, value in whole.module.state_dict().items():
             assert torch.equal(restored.module.state_dict()[name], value), f"{name}, stop {stops}"
@@ -180,10 +180,10 @@ def test_a_restart_decides_by_steps_of_its_own_whether_the_rest_is_compiled(
 ) -> None:
     monkeypatch.setattr(loop, "LOOK_EVERY", 2)
     schedule, whole, again = Schedule(1, 2, 1e-3, seed=0), Waits(), Waits()
-    Loop(whole, schedule, bar=silent).run(nothing)
+    Loop(whole, schedule, bar=silent).run()
     with pytest.raises(Stop):
-        Loop(Waits(), schedule, bar=silent, watch=Stopping(4, tmp_path)).run(nothing)
-    Loop(again, schedule, restore=tmp_path, bar=silent).run(nothing)
+        Loop(Waits(), schedule, bar=silent, watch=Stopping(4, tmp_path)).run()
+    Loop(again, schedule, restore=tmp_path, bar=silent).run()
     assert [left for _, left in whole.known] == [10 - 5]
     assert [left for _, left in again.known] == [10 - (4 + 5)]
     assert 0 < again.known[0][0] < 1
@@ -199,7 +199,7 @@ def test_the_steps_of_short_epochs_are_timed_too(batches: int, decided: int) -> 
             return super().batches(epoch, [own % 8 for own in rows])
 
     short = Short()
-    Loop(short, Schedule(20, 2, 1e-3, seed=0), bar=silent).run(nothing)
+    Loop(short, Schedule(20, 2, 1e-3, seed=0), bar=silent).run()
     assert [left for _, left in short.known] == [20 * batches - decided]
 
 
@@ -208,13 +208,13 @@ def workers(number: int, folder: str) -> None:
     loop.LOOK_EVERY = 2
     for dropout in (0.5, 0.0):
         whole, stopped, restored = (Toy(dropout) for _ in range(3))
-        expected = Loop(whole, SCHEDULE, bar=silent).run(nothing)
+        expected = Loop(whole, SCHEDULE, bar=silent).run()
         checkpoint = Path(folder, f"{number}-{dropout}")
         try:
-            Loop(stopped, SCHEDULE, bar=silent, watch=Stopping(2, checkpoint)).run(nothing)
+            Loop(stopped, SCHEDULE, bar=silent, watch=Stopping(2, checkpoint)).run()
         except Stop:
             torch.randn(5 + number)
-        found = Loop(restored, SCHEDULE, restore=checkpoint, bar=silent).run(nothing)
+        found = Loop(restored, SCHEDULE, restore=checkpoint, bar=silent).run()
         assert untimed(found) == untimed(expected)
         for name, value in whole.module.state_dict().items():
             assert torch.equal(restored.module.state_dict()[name], value), name
@@ -227,8 +227,8 @@ def test_two_workers_go_on_bit_by_bit_and_one_alone_within_a_tolerance(tmp_path:
     assert state.mid_epoch is not None
     assert state.mid_epoch.measured_WB2.shape == (2, state.mid_epoch.batches, 2)
     alone, whole = Toy(0.0), Toy(0.0)
-    found = Loop(alone, SCHEDULE, restore=state, bar=silent).run(nothing)
-    expected = Loop(whole, SCHEDULE, bar=silent).run(nothing)
+    found = Loop(alone, SCHEDULE, restore=state, bar=silent).run()
+    expected = Loop(whole, SCHEDULE, bar=silent).run()
     losses, wanted = ([entry["loss"] for entry in history] for history in (found, expected))
     assert losses == pytest.approx(wanted, rel=1e-4)
     for name, value in whole.module.state_dict().items():

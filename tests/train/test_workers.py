@@ -145,7 +145,7 @@ def trained(task: Task[Any], epochs: int, clip_norm: float = 0.0) -> dict[str, A
     """Return what the steps of some epochs leave: losses, the last gradient, the weights."""
     schedule = Schedule(epochs, BATCH, 0.05, seed=0, clip_norm=clip_norm)
     loop = Loop(task, schedule, bar=lambda total, start: Silence())
-    history = loop.run(lambda result, save: None)
+    history = loop.run()
     names = ("loss", "gradient_norm", "gradient_norm_max")
     grads = {name: p.grad for name, p in task.module.named_parameters() if p.grad is not None}
     return {

@@ -71,7 +71,7 @@ def asked_by_each_step(task: Task[Any], batch_size: int) -> list[int]:
     with Asked() as asked:
         bar = Noting(asked, steps)
         schedule = Schedule(1, batch_size, 1e-3, seed=0)
-        Loop(task, schedule, bar=lambda total, start: bar).run(lambda result, save: None)
+        Loop(task, schedule, bar=lambda total, start: bar).run()
     assert len(bar.counts) == steps > 3
     return [
         after - before

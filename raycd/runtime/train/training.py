@@ -316,7 +316,7 @@ def _worker(spec: dict[str, Any]) -> None:
         except (ConfigError, DataError) as error:  # the same on all workers, however often
             raise Stopped(error) from error
         try:
-            loop.run(lambda result, save: keeper.ended(loop, result))
+            loop.run(lambda result: keeper.ended(loop, result))
         except (TrainingError, *_LASTING, torch.OutOfMemoryError):
             keeper.wait()  # Ray ends this process together with what it is writing
             raise

@@ -84,7 +84,7 @@ def undisturbed(dropout: float = 0.5, epochs: int = 1) -> tuple[dict[str, torch.
     toy = Toy({"dropout": dropout})
     kept: dict[str, torch.Tensor] = {}
 
-    def keep(result: Any, save: Any) -> None:
+    def keep(result: Any) -> None:
         if result.epoch == epochs - 1:
             kept.update({name: v.clone() for name, v in toy.module.state_dict().items()})
 

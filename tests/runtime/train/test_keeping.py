@@ -53,7 +53,7 @@ def train(
     toy, keep = Toy(inputs), keeper(folder, tell, minutes=0.0005)
     restored = keep.restored()
     loop = Loop(toy, SCHEDULE, restore=restored, bar=lambda total, start: Silence(), watch=keep)
-    loop.run(lambda result, save: keep.ended(loop, result))
+    loop.run(lambda result: keep.ended(loop, result))
     keep.close()
     return toy, loop
 

@@ -107,9 +107,7 @@ def settings(workers: Any = 1, **compute: Any) -> Config:
 def alone(scores: list[float], epochs: int) -> torch.Tensor:
     """Return the weights of the toy trained in this process."""
     task = make_toy({"scores": scores}, settings(), torch.device("cpu"))
-    Loop(task, Schedule(epochs, SCHEDULE.batch_size, SCHEDULE.lr, SCHEDULE.seed)).run(
-        lambda result, save: None
-    )
+    Loop(task, Schedule(epochs, SCHEDULE.batch_size, SCHEDULE.lr, SCHEDULE.seed)).run()
     weights: torch.Tensor = task.module.weight.detach()
     return weights
 
