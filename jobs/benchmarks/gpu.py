@@ -66,7 +66,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     rows: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "torch": torch.__version__,
-        "a large product in bf16: TFLOP/s": card.rate / 1e12,
+        "a large product: TFLOP/s": card.rate / 1e12,
     }
     for part in parts:
         progress.say(part)

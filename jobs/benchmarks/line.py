@@ -69,7 +69,7 @@ def measure(config: Config, flags: argparse.Namespace) -> Rows:
     rows: Rows = {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "cores": os.cpu_count(),
-        "a large product in bf16: TFLOP/s": rate / 1e12,
+        "a large product: TFLOP/s": rate / 1e12,
     }
     failed = []
     with tempfile.TemporaryDirectory(prefix="raycd-") as name:

@@ -7,8 +7,8 @@ import time
 import torch
 
 from raycd.config import Config, EncoderConfig, presets
+from raycd.model import threads
 from raycd.model.encoder import create
-from raycd.model.threads import usable_cpus
 from raycd.train.pretrain import DEMO_MODEL, Contrast
 
 BATCH = 64
@@ -27,17 +27,17 @@ def knows(config: Config) -> bool:
 
 def demo_seconds() -> float:
     """Return about how many seconds the demo takes on the CPUs here, from a few batches."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(usable_cpus())
+    before = torch.get_num_threads()
+    threads.use(threads.usable_cpus())  # as pre-training does, beside other programs, too
     encoder = create(EncoderConfig(name=DEMO_MODEL, pretrained=""))
     model = Contrast(encoder).train()
     size = encoder.preprocess.size[0]
     pixels = torch.zeros(BATCH, size, size, 3, dtype=torch.uint8)
     tokens = encoder.tokenize(["a photo of a red dress"] * BATCH)
     batches = []
-    for _ in range(4):  # the first one is slower
+    for _ in range(4):  # the first one is slower, and so is what comes before a look at others
         began = time.perf_counter()
         model(pixels, tokens).sum().backward()
         batches.append(time.perf_counter() - began)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(before)
     return FIXED_S + BATCHES * min(batches)
