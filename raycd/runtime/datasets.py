@@ -43,9 +43,11 @@ def blocks_of(table: pa.Table, size: int) -> list[pa.Table]:
 
 
 def quiet() -> None:
-    """Turn off Ray Data's own progress and errors: raycd has its own."""
+    """Turn off Ray Data's own progress, errors and advice: raycd has its own."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # Every 30 s it would advise users to set an argument of a call that is not theirs
+    context.issue_detectors_config.detectors = []
     # Ray Data's wrapper of a worker's error loses it, and so its message (ray issue 46962).
     context.raise_original_map_exception = True
     private.quiet_ray_data()
