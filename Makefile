@@ -27,7 +27,7 @@ export PYTHONPATH := $(CURDIR)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all lint format lock clean
+.PHONY: help setup demo serve test test-all lint format lock wheels clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,11 @@ format: setup  ## Format the code and fix what lint can fix.
 
 lock:  ## Write requirements.lock anew from pyproject.toml (needs uv; ARGS=--upgrade for newer versions).
 	.ci/lock $(ARGS)
+
+# It needs pip alone; a later `make setup` goes on in the same VENV.
+wheels:  ## Pack the pinned packages for a machine without network (PYTHON_VERSION=, WITHOUT=; .ci/wheels has all).
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	PYTHON=$(PY) EXTRA=$(EXTRA) .ci/wheels
 
 clean:  ## Remove the caches of this tree; the installation and runs/ stay.
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -1,6 +1,9 @@
 """requirements.lock fits pyproject.toml: complete, hashed, in the right sections."""
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -31,21 +34,26 @@ def pins(section: str) -> dict[str, list[tuple[Requirement, list[str]]]]:
     return found
 
 
-def version_on(python: str, requirement: Requirement, section: str) -> Version:
-    """Return the version that a Linux machine with this Python gets."""
-    environment = {
+def linux(python: str) -> dict[str, str]:
+    """Return what markers ask of a Linux machine with this Python."""
+    return {
         "python_version": python,
         "python_full_version": f"{python}.7",
+        "os_name": "posix",
         "sys_platform": "linux",
         "platform_system": "Linux",
         "platform_machine": "x86_64",
         "platform_python_implementation": "CPython",
         "implementation_name": "cpython",
     }
+
+
+def version_on(python: str, requirement: Requirement, section: str) -> Version:
+    """Return the version that a Linux machine with this Python gets."""
     chosen = [
         pin
         for pin, _ in pins(section).get(canonicalize_name(requirement.name), [])
-        if pin.marker is None or pin.marker.evaluate(environment)
+        if pin.marker is None or pin.marker.evaluate(linux(python))
     ]
     assert len(chosen) == 1, (
         f"{requirement.name}: {len(chosen)} pins in [{section}] for Python {python}, expected 1"
@@ -124,3 +132,58 @@ def test_what_is_missing_is_told_with_the_extra_that_brings_it() -> None:
     assert extras.install("sentence_transformers") == "pip install 'raycd[joint]'"
     assert extras.install("milvus_lite") == "pip install milvus-lite"
     assert {"cpu", "gpu"} <= EXTRAS.keys()  # of everything else
+
+
+# Instead of downloading, it keeps what it was asked for and makes one file.
+PIP = """#!/bin/sh
+[ "$1 $2" = "-m pip" ] || exec "$REAL" "$@"
+echo "$@" >"$ASKED"
+while [ "$1" != --dest ]; do shift; done
+head -c 150000 /dev/zero >"$2/toy.whl"
+"""
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12"])
+@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+def test_wheels_packs_what_the_other_machine_lacks(extra: str, python: str, tmp_path: Path) -> None:
+    fake, asked, out = tmp_path / "python", tmp_path / "asked", tmp_path / "out"
+    fake.write_text(PIP)
+    fake.chmod(0o755)
+    out.mkdir()
+    (out / "raycd-wheels.tar.77").write_text("of an earlier run")
+    options = {"OUT": out, "PYTHON_VERSION": python, "EXTRA": extra, "PART": "100K"}
+    options |= {"WITHOUT": "torch Nvidia_*", "GLIBC": "31"}
+    settings = {"PYTHON": fake, "REAL": sys.executable, "ASKED": asked} | options
+    environment = os.environ | {name: str(value) for name, value in settings.items()}
+    subprocess.run([ROOT / ".ci/wheels"], env=environment, cwd=tmp_path, check=True)
+
+    parts = sorted(out.iterdir())
+    assert [part.name for part in parts] == [f"raycd-wheels.tar.{n:02}" for n in range(len(parts))]
+    assert {part.stat().st_size for part in parts[:-1]} == {102_400}
+    joined = b"".join(part.read_bytes() for part in parts)
+    subprocess.run(["tar", "x"], input=joined, cwd=tmp_path, check=True)
+    assert (tmp_path / "wheels/toy.whl").stat().st_size == 150_000
+    assert f"--python-version {python} " in asked.read_text()
+    assert "manylinux_2_31_x86_64" in asked.read_text()
+
+    expected = {
+        f"{pin.name}{pin.specifier}": hashes
+        for section in ("all", extra)
+        for entries in pins(section).values()
+        for pin, hashes in entries
+        if pin.name != "torch" and not pin.name.startswith("nvidia-")
+        if pin.marker is None or pin.marker.evaluate(linux(python))
+    }
+    packed = (tmp_path / "wheels/requirements.txt").read_text().replace("\\\n", " ")
+    lines = (line.split() for line in packed.splitlines())
+    found = {name: [value.removeprefix("--hash=") for value in values] for name, *values in lines}
+    assert found == expected
+    assert {f"faiss-{extra}", "torchvision"} <= {name.split("==")[0] for name in found}
+
+
+def test_wheels_knows_no_other_extra(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHON": sys.executable, "OUT": str(tmp_path), "EXTRA": "dev"}
+    told = subprocess.run([ROOT / ".ci/wheels"], env=environment, capture_output=True, text=True)
+    assert told.returncode == 1
+    assert told.stderr == "EXTRA is cpu or gpu, not 'dev'\n"
+    assert list(tmp_path.iterdir()) == []
