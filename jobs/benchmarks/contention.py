@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from jobs.benchmarks.measuring import exit_code
 from raycd import progress
 from raycd.config import Config
 from raycd.errors import RunError
@@ -97,8 +98,6 @@ def _train(config: Config, scratch: Path, *, until: str, **environment: str) -> 
         if name not in SETTINGS and not name.startswith("RAYCD_")  # `config` has them
     }
     command = [sys.executable, "-c", _RUN, "--config", str(settings), "--until", until]
-    done = subprocess.run(
-        command, env=inherited | environment, check=False, stdout=subprocess.DEVNULL
-    )
-    if done.returncode:  # it has said why
-        raise RunError(f"a training that is measured ended with exit code {done.returncode}")
+    code = exit_code(command, env=inherited | environment, stdout=subprocess.DEVNULL)
+    if code:  # it has said why
+        raise RunError(f"a training that is measured ended with exit code {code}")

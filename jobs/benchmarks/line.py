@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -32,7 +31,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from jobs.benchmarks.measuring import chosen, elsewhere, timed
+from jobs.benchmarks.measuring import chosen, elsewhere, exit_code, timed
 from jobs.benchmarks.rates import Work, product_rate, shares
 from jobs.benchmarks.serving.servers import ROOT, service
 from raycd import progress
@@ -137,14 +136,9 @@ class _Line:
         own += [f"--compute.device={self.config.compute.device}", *options]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         with log.open("w", encoding="utf-8") as output:
-            ended = subprocess.run(
-                [sys.executable, str(ROOT / program), *own],
-                stdout=output,
-                stderr=output,
-                env=environment,
-                check=False,
-            )
-        if ended.returncode:
+            command = [sys.executable, str(ROOT / program), *own]
+            code = exit_code(command, stdout=output, stderr=output, env=environment)
+        if code:
             last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LINES:]
             raise RunError(f"{program} failed", got="\n            ".join(last))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
+from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -17,11 +19,13 @@ from numpy.typing import NDArray
 
 from raycd.config import Config
 from raycd.errors import ConfigError
+from raycd.program import Terminated
 
 DIM = 640  # of features where no encoder says it
 CATEGORIES, SORTS = 20, 2000
 COMMON, CATEGORY, SORT, OWN = 0.5, 0.12, 0.18, 0.2  # shares of a feature's squared length
 EVERY_S = 0.05  # the memory is looked at
+STOP_S = 60.0  # that a program has to end
 
 Result = TypeVar("Result")
 
@@ -98,8 +102,29 @@ def reset_own_peak() -> None:
 
 def elsewhere(work: Callable[..., Result], *args: object) -> Result:
     """Return what `work` returns in a new process."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(work, *args).result()
+    return all_elsewhere([partial(work, *args)])[0]
+
+
+def all_elsewhere(works: Sequence[Callable[[], Result]]) -> list[Result]:
+    """Return what each returns in a new process, all at once; these end where this one does."""
+    with ProcessPoolExecutor(len(works), get_context("spawn")) as pool:
+        try:
+            return [asked.result() for asked in [pool.submit(work) for work in works]]
+        except Terminated:  # which the other one has not heard of, as it has of Ctrl-C
+            for child in active_children():
+                child.terminate()
+            raise
+
+
+def exit_code(command: Sequence[str], **how: Any) -> int:
+    """Run a program, with Popen's arguments `how`; where this one is to end, so does it, first."""
+    with subprocess.Popen(command, **how) as program:
+        try:
+            return program.wait()
+        except BaseException:
+            program.terminate()  # not killed, for it may have a Ray to stop
+            program.wait(STOP_S)
+            raise
 
 
 def features(

@@ -14,9 +14,8 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +25,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.benchmarks.measuring import check_pooled, chosen, elsewhere, on_cpus
+from jobs.benchmarks.measuring import all_elsewhere, check_pooled, chosen, elsewhere, on_cpus
 from raycd import progress
 from raycd.config import Config
 from raycd.data.pixels import PixelCache
@@ -122,19 +121,13 @@ def _on_ray(config: Config, stage: str, workers: int, *, again: bool = False) ->
 
 def _bare(config: Config, stage: str, processes: int) -> float:
     """Train as one would write it without Ray."""
-    with (
-        tempfile.TemporaryDirectory(prefix="raycd-") as scratch,
-        ProcessPoolExecutor(processes, get_context("spawn")) as pool,
-    ):
+    with tempfile.TemporaryDirectory(prefix="raycd-") as scratch:
         meet = Path(scratch, "meet").as_uri()
-        works = [
-            pool.submit(_bare_loop, config, stage, rank, processes, meet)
-            for rank in range(processes)
-        ]
-        return min(work.result() for work in works)
+        given = (processes, meet, config, stage)
+        return min(all_elsewhere([partial(_bare_loop, rank, *given) for rank in range(processes)]))
 
 
-def _bare_loop(config: Config, stage: str, rank: int, world: int, meet: str) -> float:
+def _bare_loop(rank: int, world: int, meet: str, config: Config, stage: str) -> float:
     """Return the triplets a second of all processes together."""
     torch.set_num_threads(max(usable_cpus() // world, 1))
     settings = getattr(config, stage)
