@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from jobs.benchmarks.measuring import chosen, features, timed
+from jobs.benchmarks.measuring import check_pooled, chosen, features, timed
 from jobs.benchmarks.rates import Work, product_rate, seconds, shares
 from raycd import mine, progress
 from raycd.config import Config, MineConfig
@@ -29,7 +29,7 @@ from raycd.mine.neighbours import normalise
 from raycd.mine.search import Shard, search
 from raycd.model.compiling import encode_compiled, once
 from raycd.model.embed import frozen
-from raycd.model.encoder import Encoder, create
+from raycd.model.encoder import Encoder, create, fold_batch_norms
 from raycd.model.fusion import HeadBatch
 from raycd.model.graphs import RecordedEncoder
 from raycd.model.loss import batch_classification_loss
@@ -57,12 +57,15 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     Raises ConfigError without a GPU, unless the device is said to be the CPU.
     """
     parts = chosen(flags.only, PARTS)
+    if "stage2" in parts:
+        check_pooled(config)
     if config.compute.device != "cpu" and not torch.cuda.is_available():
         do = "run it on a machine with one, or try it with --compute.device cpu"
         raise ConfigError("there is no GPU here", do=do)
     torch.manual_seed(0)
     device = "cpu" if config.compute.device == "cpu" else "cuda"
-    card = _Card(config, flags.images or MANY_IMAGES, device)
+    many = flags.images or (MANY_IMAGES if device == "cuda" else 0)  # hours on CPUs
+    card = _Card(config, many, device)
     rows: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "torch": torch.__version__,
@@ -88,20 +91,23 @@ class _Card:
         pixels, tokens, targets = _batch(self.encoder, 4)
         encoder = deepcopy(self.encoder)
         encoder.trainable("none")
-        found: dict[str, tuple[torch.Tensor, float]] = {}
-        ways = [("cpu", "fp32"), *product([self.device], ARITHMETICS)]
+        found: dict[tuple[str, Arithmetic], tuple[torch.Tensor, float]] = {}
+        ways: list[tuple[str, Arithmetic]] = list(product(["cpu", "cuda"], ARITHMETICS))
+        if self.device == "cpu":
+            ways = ways[: len(ARITHMETICS)]
         for device, precision in ways:
             encoder.to(device).precision = use(precision, torch.device(device))
             with torch.inference_mode():
                 query, target = SumOfFeatures(encoder)(pixels, tokens)
                 loss = batch_classification_loss(query, target, targets.to(device), 100.0)
-            found[f"{device} {precision}"] = (query.cpu(), float(loss))
-        reference, loss_cpu = found["cpu fp32"]
+            found[device, precision] = query.cpu(), float(loss)
+        reference, loss_cpu = found[ways[0]]
         rows = {}
-        for name, (query, value) in found.items():
+        for way in ways[1:]:
+            (query, value), name = found[way], " ".join(way)
             difference = float((query - reference).abs().max())
-            rows[f"query features, {name} against cpu: largest difference"] = difference
-            rows[f"loss, {name} against cpu: difference"] = abs(value - loss_cpu)
+            rows[f"query features, {name} against cpu fp32: largest difference"] = difference
+            rows[f"loss, {name} against cpu fp32: difference"] = abs(value - loss_cpu)
         return rows
 
     def embedding(self) -> dict[str, float]:
@@ -130,7 +136,9 @@ class _Card:
         """Time what the service encodes: queries one by one, then 32 at once."""
         rows = {}
         for precision in ARITHMETICS:
-            encoder = frozen(deepcopy(self.encoder), precision, self.device)
+            encoder = deepcopy(self.encoder)
+            fold_batch_norms(encoder.eval().clip)
+            encoder = frozen(encoder, precision, self.device)
             used: dict[str, Encoder | RecordedEncoder] = {"": encoder}
             if self.device == "cuda":
                 used[", CUDA graphs"] = RecordedEncoder(encoder)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -122,8 +123,10 @@ def exit_code(command: Sequence[str], **how: Any) -> int:
         try:
             return program.wait()
         except BaseException:
-            program.terminate()  # not killed, for it may have a Ray to stop
-            program.wait(STOP_S)
+            program.terminate()  # first, for it may have a Ray to stop
+            with suppress(subprocess.TimeoutExpired):
+                program.wait(STOP_S)
+            program.kill()
             raise
 
 

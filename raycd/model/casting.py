@@ -25,10 +25,11 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 def hold_in_bf16(encoder: Encoder) -> None:
     """Cast the weights of a frozen encoder whose precision is bf16; its features stay fp32.
 
-    It cannot be saved afterwards. Encoders of other packages stay as they are: autocast alone is
-    right where they compute a part in fp32.
+    It cannot be saved afterwards; a second call does nothing. Encoders of other packages stay as
+    they are: autocast alone is right where they compute a part in fp32.
     """
-    if plugins.KIND in encoder.model_config:
+    is_held = any(own.dtype == torch.bfloat16 for own in encoder.clip.parameters())
+    if plugins.KIND in encoder.model_config or is_held:
         return
     for module in encoder.clip.modules():
         if isinstance(module, nn.Linear | nn.MultiheadAttention | Convolution):

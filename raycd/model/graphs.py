@@ -28,19 +28,21 @@ class Recorded:
     What cannot be recorded runs as it is, and that is said. One thread at a time may call it.
 
     Args:
+        what: What the batches are, for people.
         function: Gives (B, D). It waits for nothing, and makes the same steps whatever it is given.
         row: An example (1, ...), on the device.
         record: As `on_cuda`.
     """
 
-    def __init__(self, function: Function, row: torch.Tensor, record: Record) -> None:
+    def __init__(self, what: str, function: Function, row: torch.Tensor, record: Record) -> None:
         self._function, self._graphs = function, list[_Graph]()
         try:
             # The largest first, whose memory the others then use
             for rows in reversed(SIZES):
                 self._graphs.insert(0, _Graph(function, row, rows, record))
         except RuntimeError as error:
-            progress.say(f"warning: it runs without CUDA graphs: {brief(error)}")
+            first = error.__context__ or error  # the end of a broken recording is another error
+            progress.say(f"warning: {what} are encoded without CUDA graphs: {brief(first)}")
             self._graphs.clear()
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
@@ -65,10 +67,10 @@ class RecordedEncoder:
         tokens = encoder.tokenize(["is blue"])
         with torch.inference_mode():
             self.encode_images, self.encode_tokens = (
-                Recorded(function, row.to(encoder.device), record)
-                for function, row in (
-                    (encoder.encode_images, pixels),
-                    (encoder.encode_tokens, tokens),
+                Recorded(what, function, row.to(encoder.device), record)
+                for what, function, row in (
+                    ("images", encoder.encode_images, pixels),
+                    ("texts", encoder.encode_tokens, tokens),
                 )
             )
 
@@ -79,18 +81,23 @@ def on_cuda() -> Record:
     All that one records share their memory: each result has to be copied before the next replay.
     """
     pool = torch.cuda.graph_pool_handle()
+    apart = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's
 
     def record(function: Function, given: torch.Tensor) -> tuple[Callable[[], None], torch.Tensor]:
-        apart = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's
-        apart.wait_stream(torch.cuda.current_stream())
+        before = torch.cuda.current_stream()
+        apart.wait_stream(before)
         with torch.cuda.stream(apart):
             for _ in range(_WARM_UP):
                 function(given)
-        torch.cuda.current_stream().wait_stream(apart)
+        before.wait_stream(apart)
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the card meanwhile
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            found = function(given)
+        block = torch.cuda.graph(graph, pool, apart, capture_error_mode="thread_local")
+        try:
+            with block:
+                found = function(given)
+        finally:
+            torch.cuda.set_stream(before)  # torch 2.11 does not where a recording breaks
         return graph.replay, found
 
     return record

@@ -107,6 +107,16 @@ def test_what_must_not_be_rounded_stays_fp32(trained: Callable[[str], Encoder]) 
         assert types[name] == torch.float32
 
 
+def test_weights_that_are_held_already_are_left_alone(trained: Callable[[str], Encoder]) -> None:
+    encoder = frozen(trained("CLIP ViT"), "bf16", "cpu")
+    hooks = [len(module._forward_hooks) for module in encoder.modules()]
+    before = features(encoder)[0]
+    assert sum(hooks) > 0
+    again = frozen(encoder, "bf16", "cpu")
+    assert [len(module._forward_hooks) for module in again.modules()] == hooks
+    assert torch.equal(features(again)[0], before)
+
+
 def test_maps_are_read_of_held_weights_too(trained: Callable[[str], Encoder]) -> None:
     encoder = trained("CLIP ViT")
     pixels = torch.randint(0, 256, (4, *encoder.preprocess.size, 3), dtype=torch.uint8)

@@ -70,7 +70,7 @@ def test_a_batch_of_any_size_has_the_encoders_features(family: Callable[[str], E
 @torch.inference_mode()
 def test_rows_of_another_shape_run_as_they_are() -> None:
     recorder = OnCpu()
-    doubled = Recorded(lambda batch: 2.0 * batch, torch.zeros(1, 3), recorder)
+    doubled = Recorded("rows", lambda batch: 2.0 * batch, torch.zeros(1, 3), recorder)
     assert doubled(torch.ones(2, 5)).tolist() == [[2.0] * 5] * 2
     assert recorder.replayed == []
 
@@ -79,12 +79,16 @@ def test_rows_of_another_shape_run_as_they_are() -> None:
 def test_what_cannot_be_recorded_is_said_and_runs(capsys: pytest.CaptureFixture[str]) -> None:
     def refused(function: Function, given: torch.Tensor) -> Any:
         if len(given) == SIZES[0]:  # the last to be recorded
-            raise RuntimeError("operation not permitted when stream is capturing")
+            try:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            finally:  # as the end of a recording does
+                raise RuntimeError("capture failed")
         return OnCpu()(function, given)
 
-    doubled = Recorded(lambda batch: 2.0 * batch, torch.zeros(1, 3), refused)
+    doubled = Recorded("rows", lambda batch: 2.0 * batch, torch.zeros(1, 3), refused)
     assert doubled(torch.ones(4, 3)).tolist() == [[2.0] * 3] * 4
-    assert "without CUDA graphs: RuntimeError: operation not permitted" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "rows are encoded without CUDA graphs: RuntimeError: operation not permitted" in said
 
 
 @torch.inference_mode()
