@@ -155,7 +155,7 @@ class _Reader(Generic[S]):
         )
 
     def read(self, argv: Sequence[str], environment: Mapping[str, str]) -> Options[S]:
-        known, rest = self._parser.parse_known_args(list(argv))
+        known, rest = self._parser.parse_known_args([self._dashed(word) for word in argv])
         given = vars(known)
         if not (wants_help := given.pop("help")):
             self._refuse_unknown(rest, given)
@@ -178,6 +178,11 @@ class _Reader(Generic[S]):
 
     def _option(self, name: str) -> str:
         return f"--{name.replace('_', '-') if self._dashes else name}"
+
+    def _dashed(self, word: str) -> str:
+        """Return a word of the command line, an option as files name it with its dashes."""
+        name, equals, value = word.partition("=")
+        return f"{self._option(name[2:])}{equals}{value}" if name.startswith("--") else word
 
     def _variable(self, name: str) -> str:
         return self._prefix + name.upper().replace(".", "__")

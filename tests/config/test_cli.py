@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from raycd.config import Config, cli, flatten
+from raycd.config.settings import parse_service
 from raycd.errors import ConfigError
+from serve.args import ServeArgs
 
 
 def parse(*argv: str) -> cli.Options:
@@ -232,6 +234,24 @@ def test_an_unknown_option_is_refused_with_the_nearest_names(argument: str, near
         f"unknown setting\n  got:      {argument.partition('=')[0]} (command line)\n"
     )
     assert f"expected: {near}" in text
+
+
+@pytest.mark.parametrize("given", ["--top-k=5", "--top_k=5", "--max_top_k 9 --top_k 5"])
+def test_the_service_takes_its_options_with_dashes_and_as_files_name_them(given: str) -> None:
+    read = parse_service(ServeArgs, given.split(), prog="serve/app.py", description="Serve.")
+    assert read.config.top_k == 5
+
+
+def test_an_unknown_option_of_the_service_is_shown_with_dashes() -> None:
+    with pytest.raises(
+        ConfigError, match=r"got:      --text-cash .*\n.* did you mean --text-cache"
+    ):
+        parse_service(ServeArgs, ["--text_cash", "5"], prog="serve/app.py", description="Serve.")
+
+
+def test_graphs_are_refused_without_a_gpu() -> None:
+    with pytest.raises(ConfigError, match="it is for replicas on GPUs: got gpus 0"):
+        parse_service(ServeArgs, ["--cuda-graphs"], prog="serve/app.py", description="Serve.")
 
 
 def test_an_abbreviation_is_not_an_option() -> None:
