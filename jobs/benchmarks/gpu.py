@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from jobs.benchmarks.measuring import check_pooled, chosen, features, timed
+from jobs.benchmarks.measuring import check_pooled, chosen, features, in_parts, timed
 from jobs.benchmarks.rates import Work, product_rate, seconds, shares
-from raycd import mine, progress
+from raycd import mine
 from raycd.config import Config, MineConfig
 from raycd.errors import ConfigError
 from raycd.mine.neighbours import normalise
@@ -71,10 +71,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "a large product: TFLOP/s": card.rate / 1e12,
     }
-    for part in parts:
-        progress.say(part)
-        rows |= getattr(card, part)()
-    return rows
+    return rows | in_parts(parts, lambda part: [getattr(card, part)()])
 
 
 class _Card:

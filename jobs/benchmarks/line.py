@@ -20,7 +20,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,13 +33,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from jobs.benchmarks.measuring import chosen, elsewhere, exit_code, timed
+from jobs.benchmarks.measuring import chosen, elsewhere, exit_code, in_parts, timed
 from jobs.benchmarks.rates import Work, product_rate, shares
 from jobs.benchmarks.serving.servers import ROOT, service
-from raycd import progress
 from raycd.client import Client
 from raycd.config import Config
-from raycd.errors import ConfigError, RunError, brief
+from raycd.errors import ConfigError, RunError
 from raycd.model.encoder import create
 from raycd.run import RECORD
 from raycd.runtime import cluster, pipeline
@@ -71,17 +69,7 @@ def measure(config: Config, flags: argparse.Namespace) -> Rows:
     }
     with tempfile.TemporaryDirectory(prefix="raycd-") as name:
         line = _Line(config, Path(name), rate, on_gpu=on_gpu)
-        for part in parts:
-            began = time.perf_counter()
-            try:
-                for found in getattr(line, part)():
-                    rows |= found
-                    progress.say("\n".join(f"{key}: {value}" for key, value in found.items()))
-            except Exception as error:  # what else a card shows is worth its time
-                rows[f"{part}: failed"] = brief(error)
-                progress.say(f"{part} failed: {error}")
-            rows[f"{part}: s"] = time.perf_counter() - began
-    return rows
+        return rows | in_parts(parts, lambda part: getattr(line, part)())
 
 
 class _Line:

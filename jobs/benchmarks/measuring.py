@@ -6,7 +6,7 @@ import gc
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -18,8 +18,9 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from raycd import progress
 from raycd.config import Config
-from raycd.errors import ConfigError
+from raycd.errors import ConfigError, brief
 from raycd.program import Terminated
 
 DIM = 640  # of features where no encoder says it
@@ -177,6 +178,27 @@ def chosen(only: str, known: Sequence[str]) -> list[str]:
     if wrong := [name for name in asked if name not in known]:
         raise ConfigError("--only names no part", got=wrong[0], expected=", ".join(known))
     return [name for name in known if name in asked]
+
+
+def in_parts(
+    parts: Iterable[str], rows_of: Callable[[str], Iterable[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """Return the rows of parts, each said as soon as it is there, and the parts' seconds.
+
+    A part that fails has a row that says so: what the others show is worth its time.
+    """
+    rows: dict[str, Any] = {}
+    for part in parts:
+        began = time.perf_counter()
+        try:
+            for found in rows_of(part):
+                rows |= found
+                progress.say("\n".join(f"{name}: {value}" for name, value in found.items()))
+        except Exception as error:
+            rows[f"{part}: failed"] = brief(error)
+            progress.say(f"{part} failed: {error}")
+        rows[f"{part}: s"] = time.perf_counter() - began
+    return rows
 
 
 def check_pooled(config: Config) -> None:
