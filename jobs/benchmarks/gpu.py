@@ -1,9 +1,9 @@
 """The core without Ray on one GPU: an encoder with random weights, at the settings' batch sizes.
 
-How far features, loss and mined neighbours differ from the CPU's is told beside the times, and each
-speed as a share of that of a large bf16 product on the same card. Images of random weights are
-nearly alike, so the features of a query speak of its text. It needs raycd's core only (torch,
-open_clip, numpy, pyarrow, faiss), so it runs without Ray.
+How far features, loss and mined neighbours differ from the CPU's is told beside the times; images,
+stage 1 and mining as shares of a large bf16 product's speed on the same card, too. Images of random
+weights are nearly alike, so the features of a query speak of its text. It needs raycd's core only
+(torch, open_clip, numpy, pyarrow, faiss), so it runs without Ray.
 """
 
 from __future__ import annotations
@@ -39,14 +39,7 @@ from raycd.train.fuse import HeadLoss, new_head
 
 TRAIN_IMAGES, MANY_IMAGES = 46_609, 1_000_000  # Fashion-IQ's distinct train images; a large shop's
 NEIGHBOURS = 64
-PARTS = (  # methods of _Card
-    "agreement",
-    "embedding",
-    "queries",
-    "stage1",
-    "stage2",
-    "mining",
-)
+PARTS = ("agreement", "embedding", "queries", "stage1", "stage2", "mining")  # methods of _Card
 _STEPS = 20  # that are measured
 _QUERIES = 100  # that are measured, one by one
 

@@ -14,9 +14,7 @@ from raycd.model.encoder import Encoder
 # The square matrices whose product is timed: not every CPU multiplies bf16
 _MATRICES = {"cuda": (8192, torch.bfloat16), "cpu": (1024, torch.float32)}
 _WARM_UP, _TIMES = 3, 10
-TRAINING = (
-    3  # times the operations of a forward pass are those of a step, its backward pass with it
-)
+_STEP = 3  # times the operations of a forward pass: its backward pass has two of them
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Work:
     @property
     def triplet(self) -> int:
         """Return those of a triplet in stage 1: two images and a text, forwards and backwards."""
-        return TRAINING * (2 * self.image + self.text)
+        return _STEP * (2 * self.image + self.text)
 
     @classmethod
     def of(cls, encoder: Encoder) -> Work:

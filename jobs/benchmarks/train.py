@@ -132,7 +132,7 @@ def _bare_loop(rank: int, world: int, meet: str, config: Config, stage: str) -> 
     torch.set_num_threads(max(usable_cpus() // world, 1))
     settings = getattr(config, stage)
     context = _context(config)
-    task: Task[Any] = _finetune(context, "encoder") if stage == "stage1" else _fuse(context)
+    task: Task[Any] = _finetune(context) if stage == "stage1" else _fuse(context)
     module = task.module
     if world > 1:
         distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
