@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,28 @@ def new(family: Family, configs: Path) -> Encoder:
     settings = encoder.preprocess.open_clip() | family.preprocess
     encoder.preprocess = Preprocess.of_open_clip(settings)
     return encoder
+
+
+def new_roberta(tokenizer: Path, folder: Path) -> tuple[Encoder, Path]:
+    """Return a tiny ViT with a text encoder of Hugging Face, and the folder that configures it."""
+    from transformers import RobertaConfig
+
+    source, configs = folder / "roberta", folder / "configs"
+    shutil.copytree(tokenizer, source)
+    RobertaConfig(
+        vocab_size=512,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=40,
+        pad_token_id=0,
+    ).save_pretrained(source)
+    text = {"hf_model_name": str(source), "hf_tokenizer_name": str(source), "context_length": 16}
+    text |= {"hf_proj_type": "mlp", "hf_pooler_type": "mean_pooler"}
+    family = Family({"embed_dim": 24, "vision_cfg": _VIT, "text_cfg": text}, {})
+    configs.mkdir()
+    return new(family, configs), source
 
 
 def pictures() -> list[Image.Image]:

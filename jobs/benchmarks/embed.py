@@ -1,10 +1,16 @@
-"""Embedding: Ray Data's actors against a plain loop in this process, on the same files."""
+"""Embedding: Ray Data's actors against a plain loop in this process, on the same files.
+
+Texts of a search, too: read to the longest of a batch, as CPUs do, against the whole context.
+"""
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -16,6 +22,7 @@ from jobs.benchmarks.measuring import on_cpus, timed
 from raycd.config import Config
 from raycd.data.demo.drawing import draw
 from raycd.data.demo.garments import CATEGORIES, random_garment
+from raycd.data.demo.wording import compare
 from raycd.data.images import FORMATS
 from raycd.errors import ConfigError
 from raycd.features import readable, vectors
@@ -27,6 +34,7 @@ from raycd.runtime import cluster
 from raycd.runtime.embed import embed_shards
 
 WARM_UP = 256  # images that each way embeds before its clock starts
+TEXTS = {1: 20, 64: 3}  # texts of a batch -> rounds, each way by turns
 
 Paths = dict[str, str | None]
 
@@ -55,6 +63,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(usable_cpus())
         _plain_loop(first, encoder, config)
         plain, plain_seconds = timed(lambda: _plain_loop(paths, encoder, config))
+        texts = _texts(encoder)
         table = pa.concat_tables(stored.blocks())
     found = vectors(table)
     return {
@@ -67,7 +76,27 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
         "plain loop, images/s": len(paths) / plain_seconds,
         "Ray Data, images/s": len(paths) / ray_seconds,
         "ratio": plain_seconds / ray_seconds,
-    }
+    } | texts
+
+
+@torch.inference_mode()
+def _texts(encoder: Encoder) -> dict[str, float]:
+    """Return how long texts take, in milliseconds, and how many times as long whole ones do."""
+    rng, rows = np.random.default_rng(0), dict[str, float]()
+    for count, rounds in TEXTS.items():
+        garments = [random_garment(rng, CATEGORIES[0]) for _ in range(count + 1)]
+        texts = [compare(rng, *pair)[0] for pair in pairwise(garments)]
+        tokens = encoder.tokenize(texts)
+        took: dict[bool, list[float]] = {True: [], False: []}
+        for number in range(-1, rounds):
+            for whole, seconds in took.items():
+                _, passed = timed(partial(encoder.encode_tokens, tokens, whole=whole))
+                seconds += [passed] if number >= 0 else []  # the first warms up
+        rows[f"texts, {count} at a time, ms"] = 1000 * median(took[False])
+        rows[f"texts, {count} at a time: whole / read to the longest"] = median(
+            took[True]
+        ) / median(took[False])
+    return rows
 
 
 def _plain_loop(paths: Paths, encoder: Encoder, config: Config) -> NDArray[np.float32]:

@@ -29,7 +29,8 @@ from raycd.mine.neighbours import normalise
 from raycd.mine.search import Shard, search
 from raycd.model.compiling import encode_compiled, once
 from raycd.model.embed import frozen
-from raycd.model.encoder import Encoder, create, fold_batch_norms
+from raycd.model.encoder import Encoder, create
+from raycd.model.folding import fold_batch_norms
 from raycd.model.fusion import HeadBatch
 from raycd.model.graphs import RecordedEncoder
 from raycd.model.loss import batch_classification_loss

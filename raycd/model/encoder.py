@@ -16,13 +16,11 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from raycd import progress
 from raycd.config import EncoderConfig
@@ -32,6 +30,7 @@ from raycd.model import architecture, plugins, tokenizer
 from raycd.model.architecture import TEXT_TOWER
 from raycd.model.plugins import TextTokenizer
 from raycd.model.precision import Arithmetic
+from raycd.model.short_texts import encode_text
 from raycd.model.weights import save_weights
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
@@ -99,13 +98,14 @@ class Encoder(nn.Module):
             features: torch.Tensor = self.clip.encode_image(pixels, normalize=False).float()
         return features
 
-    def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return features (B, D) float32, not normalised (eq. 2), of tokens (B, L)."""
+    def encode_tokens(self, tokens: torch.Tensor, *, whole: bool = False) -> torch.Tensor:
+        """Return features (B, D) float32, not normalised (eq. 2), of tokens (B, L).
+
+        `whole`: whatever reads states inside finds those of padding, too (short_texts.py).
+        """
+        tokens = tokens.to(self.device, non_blocking=True)
         with self._arithmetic():
-            features: torch.Tensor = self.clip.encode_text(
-                tokens.to(self.device, non_blocking=True), normalize=False
-            ).float()
-        return features
+            return encode_text(self.clip, tokens, whole=whole).float()
 
     @property
     def composes(self) -> bool:
@@ -366,34 +366,6 @@ def _encoder(
         preprocess = preprocess.with_target_pad(padding)
     words = tokenizer.create(model_config, folder=folder)
     return Encoder(clip, words, preprocess, model_config).eval()
-
-
-def fold_batch_norms(module: nn.Module) -> None:
-    """Fold batch norms into the convolutions before them: the same function in fewer steps.
-
-    `module` is in eval mode and will only answer. Folded are convN and bnN in CLIP's and timm's
-    ResNets, and a convolution right before a batch norm in a Sequential. A folded batch norm
-    becomes the identity.
-    """
-    from open_clip.modified_resnet import Bottleneck, ModifiedResNet
-    from timm.models import resnet
-
-    known = (Bottleneck, ModifiedResNet, resnet.BasicBlock, resnet.Bottleneck, resnet.ResNet)
-    children = dict(module.named_children())
-    names, pairs = list(children), list[tuple[str, str]]()
-    # The same names mean another order in other networks, as in pre-activation ResNets
-    if type(module) in known:
-        pairs = [(name, name.replace("conv", "bn")) for name in names if name.startswith("conv")]
-    elif type(module).forward is nn.Sequential.forward:
-        pairs = list(pairwise(names))
-    for convolution, norm in pairs:
-        conv, bn = children.get(convolution), children.get(norm)
-        # timm has subclasses with more in them: an activation, standardised weights
-        if type(conv) is nn.Conv2d and type(bn) is nn.BatchNorm2d and bn.running_mean is not None:
-            setattr(module, convolution, fuse_conv_bn_eval(conv, bn))
-            setattr(module, norm, nn.Identity())
-    for child in children.values():
-        fold_batch_norms(child)
 
 
 def _write_json(path: Path, value: object) -> None:

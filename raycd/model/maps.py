@@ -66,7 +66,7 @@ def encode_tokens(encoder: Encoder, tokens_BL: torch.Tensor) -> tuple[torch.Tens
         WeightsError: It is not known where this encoder has them.
     """
     with _heard({TOKENS: _text_tap(encoder)}) as found:
-        features_BD = encoder.encode_tokens(tokens_BL)
+        features_BD = encoder.encode_tokens(tokens_BL, whole=True)
     state_BLE = found[TOKENS].float()
     # open_clip's mode clips writes a token for the class behind the padding, at the last place
     padding = encoder.tokenizer.padding

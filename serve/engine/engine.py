@@ -15,7 +15,7 @@ from raycd.bundle import Bundle, SharedEncoders
 from raycd.data.manifest import CATEGORY
 from raycd.errors import WeightsError
 from raycd.gallery.state import State
-from raycd.model.encoder import fold_batch_norms
+from raycd.model.folding import fold_batch_norms
 from raycd.search.query import Answer, Prepared, Query
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs

@@ -20,8 +20,9 @@ from raycd.data.preprocess import Preprocess
 from raycd.errors import WeightsError
 from raycd.model import architecture
 from raycd.model import encoder as encoders
-from raycd.model.encoder import CONFIG, PREPROCESS, Encoder, fold_batch_norms, load_saved
-from tests.families import JAPANESE, Family, families, new, pictures, write_tokenizer
+from raycd.model.encoder import CONFIG, PREPROCESS, Encoder, load_saved
+from raycd.model.folding import fold_batch_norms
+from tests.families import JAPANESE, families, new, new_roberta, pictures, write_tokenizer
 
 TEXTS = ["is blue, and has long sleeves", JAPANESE, "red " * 40, ""]
 NAMES = list(families(Path()))
@@ -327,26 +328,7 @@ def test_where_a_models_tags_differ_the_first_is_taken_and_it_is_said(
 def test_a_hugging_face_text_encoder_is_saved_with_all_that_it_needs(
     tokenizer: Path, tmp_path: Path
 ) -> None:
-    from transformers import RobertaConfig
-
-    source = tmp_path / "roberta"
-    shutil.copytree(tokenizer, source)
-    RobertaConfig(
-        vocab_size=512,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=40,
-        pad_token_id=0,
-    ).save_pretrained(source)
-    text = {"hf_model_name": str(source), "hf_tokenizer_name": str(source), "context_length": 16}
-    text |= {"hf_proj_type": "mlp", "hf_pooler_type": "mean_pooler"}
-    image = families(tokenizer)["CLIP ViT"].model["vision_cfg"]
-    family = Family({"embed_dim": 24, "vision_cfg": image, "text_cfg": text}, {})
-    configs = tmp_path / "configs"
-    configs.mkdir()
-    encoder = new(family, configs)
+    encoder, source = new_roberta(tokenizer, tmp_path)
     encoder.save(tmp_path / "saved")
     shutil.rmtree(source)
     loaded = load_saved(tmp_path / "saved")

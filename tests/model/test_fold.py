@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from raycd.model.encoder import fold_batch_norms
+from raycd.model.folding import fold_batch_norms
 
 
 def test_an_encoder_gives_the_same_features_without_its_batch_norms(

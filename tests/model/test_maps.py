@@ -129,7 +129,7 @@ def test_the_last_map_of_a_timm_tower_is_its_forward_features(encoder: Encoder) 
 def test_token_states_give_the_text_feature_by_pooling_and_projection(encoder: Encoder) -> None:
     tokens = encoder.tokenize(["is blue", "has much longer sleeves and is red", ""])
     features, found = maps.encode_tokens(encoder, tokens)
-    assert torch.equal(features, encoder.encode_tokens(tokens))
+    assert torch.equal(features, encoder.encode_tokens(tokens, whole=True))
     assert found[TOKEN_MASK].sum(1).tolist() == [4, 9, 2]
     ends = tokens.argmax(1)
     clip = encoder.clip

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from raycd.model import short_texts
 from raycd.train.batches import batch_sizes
 from raycd.train.loop import LOOK_EVERY, Loop, Schedule
 from raycd.train.task import Silence, Task
@@ -32,11 +33,24 @@ DEVICES = [
 
 
 class Asked(TorchFunctionMode):
-    """A count of the questions, and of numbers that are copied to a device, inside of the block."""
+    """A count of the questions, and of numbers that are copied to a device, inside of the block.
+
+    Texts are read whole in it, as on GPUs.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+        self._as_on_gpus = pytest.MonkeyPatch()
+
+    def __enter__(self) -> Self:
+        self._as_on_gpus.setattr(short_texts, "_causal_tower", lambda clip: None)
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch's
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch's
+        self._as_on_gpus.undo()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

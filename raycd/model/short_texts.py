@@ -1,0 +1,79 @@
+"""Text encoders that on CPUs read no further than the longest text of a batch.
+
+A tokenizer fills each text up to the context length: 77 tokens for CLIP, where "is blue, with long
+sleeves" has 8. The state at a text's end does not depend on what follows it where the attention is
+causal, as in CLIP's text encoder (Radford et al., ICML 2021, 2.4): what stands behind the last end
+of a batch need not be computed. Hugging Face's text encoders are given a mask of the padding, with
+the same effect. On GPUs all is computed: to ask for the length would wait for the card, and each
+length is another compilation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def encode_text(clip: Any, tokens_BL: torch.Tensor, *, whole: bool = False) -> torch.Tensor:
+    """Return features (B, D), not normalised, of tokens (B, L), as the model's own `encode_text`.
+
+    `whole`: all L states are computed.
+    """
+    whole = whole or tokens_BL.is_cuda or torch.compiler.is_compiling() or not len(tokens_BL)
+    tower = None if whole else _causal_tower(clip)
+    found: torch.Tensor
+    if tower is None:
+        own_BL = tokens_BL if whole else _unmasked(clip, tokens_BL)
+        found = clip.encode_text(own_BL, normalize=False)
+        return found
+    places_BL = torch.arange(tokens_BL.shape[1]).expand_as(tokens_BL)
+    length = int(_pooled(tower, places_BL, tokens_BL).max()) + 1
+    own_BL, dtype = tokens_BL[:, :length], tower.transformer.get_cast_dtype()
+    state_BLE = tower.token_embedding(own_BL).to(dtype)
+    state_BLE = state_BLE + tower.positional_embedding[:length].to(dtype)
+    state_BLE = tower.transformer(state_BLE, attn_mask=tower.attn_mask[:length, :length])
+    found = _pooled(tower, tower.ln_final(state_BLE), own_BL)
+    projection = tower.text_projection
+    if projection is not None:
+        found = projection(found) if isinstance(projection, nn.Linear) else found @ projection
+    return found
+
+
+def _unmasked(clip: Any, tokens_BL: torch.Tensor) -> torch.Tensor:
+    """Return tokens without the last columns, where the model masks all of them as padding."""
+    from open_clip.hf_model import HFTextEncoder
+
+    text = getattr(clip, "text", None)
+    if not isinstance(text, HFTextEncoder):
+        return tokens_BL
+    is_text_L = (tokens_BL != text.config.pad_token_id).any(0)
+    length = int((is_text_L * torch.arange(1, len(is_text_L) + 1)).max())
+    return tokens_BL[:, : max(length, 1)]
+
+
+def _causal_tower(clip: Any) -> Any:
+    """Return what encodes texts if it is open_clip's, causal, and pools the state of a place."""
+    from open_clip import CLIP
+    from open_clip.transformer import TextTransformer
+
+    tower = clip if isinstance(clip, CLIP) else getattr(clip, "text", None)
+    if not isinstance(tower, CLIP | TextTransformer) or tower.attn_mask is None:
+        return None
+    appends = getattr(tower, "cls_emb", None) is not None  # a token of the class, behind all
+    return None if appends else tower
+
+
+def _pooled(tower: Any, state_BLx: torch.Tensor, tokens_BL: torch.Tensor) -> torch.Tensor:
+    """Return the state (B, ...) of the place that the tower takes for a text's."""
+    from open_clip.transformer import text_global_pool
+
+    # open_clip's CLIP has the attributes of its text transformer under other names
+    kind, end = (
+        (tower.text_pool_type, tower.text_eos_id)
+        if hasattr(tower, "text_pool_type")
+        else (tower.pool_type, tower.eos_id)
+    )
+    found: torch.Tensor = text_global_pool(state_BLx, tokens_BL, kind, eos_token_id=end)
+    return found
