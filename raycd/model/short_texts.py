@@ -1,11 +1,11 @@
-"""Text encoders that on CPUs read no further than the longest text of a batch.
+"""Text encoders that read no further than the longest text of a batch.
 
 A tokenizer fills each text up to the context length: 77 tokens for CLIP, where "is blue, with long
 sleeves" has 8. The state at a text's end does not depend on what follows it where the attention is
 causal, as in CLIP's text encoder (Radford et al., ICML 2021, 2.4): what stands behind the last end
 of a batch need not be computed. Hugging Face's text encoders are given a mask of the padding, with
-the same effect. On GPUs all is computed: to ask for the length would wait for the card, and each
-length is another compilation.
+the same effect. Of tokens that are on a GPU all is computed, for to ask them for the length would
+wait for it; and where it is compiled, for each length would be another compilation.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from torch import nn
 
 
 def encode_text(clip: Any, tokens_BL: torch.Tensor, *, whole: bool = False) -> torch.Tensor:
-    """Return features (B, D), not normalised, of tokens (B, L), as the model's own `encode_text`.
+    """Return features (B, D), not normalised, as the model's own `encode_text`, on its device.
 
-    `whole`: all L states are computed.
+    Tokens (B, L) may be elsewhere. `whole`: all L states are computed.
     """
     whole = whole or tokens_BL.is_cuda or torch.compiler.is_compiling() or not len(tokens_BL)
     tower = None if whole else _causal_tower(clip)
+    length = None if whole else _length(tower, clip, tokens_BL)
+    own_BL = tokens_BL[:, :length].to(next(clip.parameters()).device, non_blocking=True)
     found: torch.Tensor
     if tower is None:
-        own_BL = tokens_BL if whole else _unmasked(clip, tokens_BL)
         found = clip.encode_text(own_BL, normalize=False)
         return found
-    places_BL = torch.arange(tokens_BL.shape[1]).expand_as(tokens_BL)
-    length = int(_pooled(tower, places_BL, tokens_BL).max()) + 1
-    own_BL, dtype = tokens_BL[:, :length], tower.transformer.get_cast_dtype()
+    dtype = tower.transformer.get_cast_dtype()
     state_BLE = tower.token_embedding(own_BL).to(dtype)
     state_BLE = state_BLE + tower.positional_embedding[:length].to(dtype)
     state_BLE = tower.transformer(state_BLE, attn_mask=tower.attn_mask[:length, :length])
@@ -41,16 +40,18 @@ def encode_text(clip: Any, tokens_BL: torch.Tensor, *, whole: bool = False) -> t
     return found
 
 
-def _unmasked(clip: Any, tokens_BL: torch.Tensor) -> torch.Tensor:
-    """Return tokens without the last columns, where the model masks all of them as padding."""
+def _length(tower: Any, clip: Any, tokens_BL: torch.Tensor) -> int | None:
+    """Return how many places a text encoder needs; None: all of them."""
     from open_clip.hf_model import HFTextEncoder
 
+    if tower is not None:
+        places_BL = torch.arange(tokens_BL.shape[1]).expand_as(tokens_BL)
+        return int(_pooled(tower, places_BL, tokens_BL).max()) + 1
     text = getattr(clip, "text", None)
     if not isinstance(text, HFTextEncoder):
-        return tokens_BL
+        return None
     is_text_L = (tokens_BL != text.config.pad_token_id).any(0)
-    length = int((is_text_L * torch.arange(1, len(is_text_L) + 1)).max())
-    return tokens_BL[:, : max(length, 1)]
+    return max(1, int((is_text_L * torch.arange(1, len(is_text_L) + 1)).max()))
 
 
 def _causal_tower(clip: Any) -> Any:
