@@ -10,6 +10,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any
 
 from raycd.config import Config, flatten
@@ -132,7 +133,8 @@ class Journal:
     def trials(self) -> list[Record]:
         """Return all that have ended, by number."""
         names = [name for name in self.run.names("trials") if name.endswith(".json")]
-        return [self.run.read_json(posixpath.join("trials", name)) for name in names]
+        records = [self.run.read_json(posixpath.join("trials", name)) for name in names]
+        return sorted(records, key=itemgetter("number"))
 
     def write(self, record: Record) -> None:
         """Keep what a trial gave, or what has been added to it since."""

@@ -76,13 +76,15 @@ def test_what_decides_no_trial_may_change(tmp_path: Path) -> None:
 
 def test_trials_come_back_by_number(tmp_path: Path) -> None:
     here = journal(tmp_path)
-    for number in (11, 7, 100):
+    numbers = (7, 11, 99_999, 100_000)
+    for number in reversed(numbers):
         here.write({**TRIAL, "number": number})
-    assert journal(tmp_path).trials() == [{**TRIAL, "number": number} for number in (7, 11, 100)]
+    assert journal(tmp_path).trials() == [{**TRIAL, "number": number} for number in numbers]
     assert sorted(os.listdir(tmp_path / "tiny-sweep" / "trials")) == [
         "00007.json",
         "00011.json",
-        "00100.json",
+        "100000.json",
+        "99999.json",
     ]
 
 

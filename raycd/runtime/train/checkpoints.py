@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from raycd import scratch, stores
-from raycd.durable import remove_folder, remove_halves, replace_folder
+from raycd.durable import remove_folder, remove_halves, replace_file, replace_folder
 from raycd.errors import RunError, WeightsError, brief
 from raycd.run import local_copy, open_uri
 from raycd.train.checkpoint import HISTORY, MID_EPOCH, TrainingState, read_history
@@ -172,10 +172,14 @@ class Checkpoints:
             return None
 
     def write_json(self, name: str, value: object) -> None:
-        """Write a file beside the checkpoints."""
+        """Write a file beside the checkpoints; where that fails the earlier one stays."""
         stores.make_folder(self._fs, self._path)
         data, path = json.dumps(value, indent=1).encode(), posixpath.join(self._path, name)
-        self._ask(partial(self._fs.pipe_file, path, data), "writing")
+        if not self._is_local:  # where a file is whole or absent
+            self._ask(partial(self._fs.pipe_file, path, data), "writing")
+            return
+        with replace_file(Path(path)) as fresh:
+            fresh.write_bytes(data)
 
     def _remove(self, name: str) -> None:
         if self._is_local:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,6 +209,22 @@ def test_what_is_beside_them_is_read_back_or_absent(checkpoints: Checkpoints) ->
     assert checkpoints.read_json("failures.json") == [{"what": "x"}]
     assert checkpoints.names() == []
     assert json.dumps(checkpoints.read_json("failures.json")) == '[{"what": "x"}]'
+
+
+def test_a_full_disk_leaves_the_earlier_record(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.write_json("failures.json", [{"what": "x"}])
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoints.write_json("failures.json", [{"what": "x" * 200}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert checkpoints.read_json("failures.json") == [{"what": "x"}]
+    assert [file.name for file in tmp_path.iterdir()] == ["failures.json"]
 
 
 def test_one_that_is_removed_by_halves_counts_as_absent_and_stops_nothing(
