@@ -41,7 +41,7 @@ NOTHING = np.iinfo(np.int64).max
 BATCH = 4096  # most queries searched at once
 DEEPER = 8  # times as many images are proposed where those may not be all that count
 UNSURE = 0.25  # of queries: where bf16 leaves more, fp32 is quicker
-_PAIRS = {"cpu": 64, "cuda": 1 << 16}  # measured at once: on CPUs they stay in a core's cache
+_PAIRS = {"cpu": 1, "cuda": 1 << 16}  # measured at once: of one query they stay in a core's cache
 _WIDE = 1 << 12  # rows of float64 at once
 _MOST = 1 << 19  # compared at once, where a query needs many: 40 MiB
 
@@ -177,13 +177,18 @@ def _products(query_BD: Tensor, unit_PD: Tensor, position_BC: Tensor) -> Tensor:
         parts = torch.split(position_BC, _WIDE, 1)
         return torch.cat([_products(query_BD, unit_PD, part) for part in parts], 1)
     product_BC = query_BD.new_empty(position_BC.shape, dtype=torch.float64)
+    wide_BD, known_BC = query_BD.double(), position_BC.clamp(min=0)
     size = max(1, _PAIRS[query_BD.device.type] // max(1, position_BC.shape[1]))
-    for query_KD, position_KC, product_KC in zip(
-        *(torch.split(each, size) for each in (query_BD, position_BC, product_BC)), strict=True
+    if size == 1:
+        for query_D, known_C, product_C in zip(wide_BD, known_BC, product_BC, strict=True):
+            torch.mv(unit_PD.index_select(0, known_C).double(), query_D, out=product_C)
+        return product_BC
+    for query_KD, known_KC, product_KC in zip(
+        *(torch.split(each, size) for each in (wide_BD, known_BC, product_BC)), strict=True
     ):
-        image_ED = unit_PD.index_select(0, position_KC.clamp(min=0).flatten()).double()
-        image_KCD = image_ED.view(*position_KC.shape, unit_PD.shape[1])
-        torch.bmm(image_KCD, query_KD.double()[:, :, None], out=product_KC[:, :, None])
+        image_ED = unit_PD.index_select(0, known_KC.flatten()).double()
+        image_KCD = image_ED.view(*known_KC.shape, unit_PD.shape[1])
+        torch.bmm(image_KCD, query_KD[:, :, None], out=product_KC[:, :, None])
     return product_BC
 
 

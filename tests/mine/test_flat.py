@@ -158,9 +158,18 @@ def test_more_are_proposed_to_few_queries_at_once(
     monkeypatch.setattr(searching, "nearest", noted)
     monkeypatch.setattr(searching, "DEEPER", 2)
     monkeypatch.setattr(searching, "_MOST", 4000)
-    monkeypatch.setattr(searching, "_PAIRS", {"cpu": 50})
     assert mined(kind, -1).equals(expected, check_metadata=True)
     assert 1000 < max(sizes) <= 4000
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_several_queries_are_measured_at_once_as_one_is(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPUs take many."""
+    expected = mined(kind, 0.5)
+    monkeypatch.setattr(searching, "_PAIRS", {"cpu": 200})
+    assert mined(kind, 0.5).equals(expected, check_metadata=True)
 
 
 @pytest.mark.parametrize("block", [40, 700, 1500])
