@@ -1,6 +1,6 @@
 """Embedding: Ray Data's actors against a plain loop in this process, on the same files.
 
-Texts of a search, too: read to the longest of a batch, as CPUs do, against the whole context.
+Texts of a search, too: read to the longest of a batch against the whole context.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Work:
         tokens = encoder.tokenize(["is blue"])
         return cls(
             counted(lambda: encoder.encode_images(pixels)),
-            counted(lambda: encoder.encode_tokens(tokens)),
+            counted(lambda: encoder.encode_tokens(tokens, whole=True)),
         )
 
 

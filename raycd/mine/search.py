@@ -41,7 +41,7 @@ NOTHING = np.iinfo(np.int64).max
 BATCH = 4096  # most queries searched at once
 DEEPER = 8  # times as many images are proposed where those may not be all that count
 UNSURE = 0.25  # of queries: where bf16 leaves more, fp32 is quicker
-_PAIRS = {"cpu": 1, "cuda": 1 << 16}  # measured at once: of one query they stay in a core's cache
+_PAIRS = 1 << 16  # measured at once on a GPU
 _WIDE = 1 << 12  # rows of float64 at once
 _MOST = 1 << 19  # compared at once, where a query needs many: 40 MiB
 
@@ -176,20 +176,28 @@ def _products(query_BD: Tensor, unit_PD: Tensor, position_BC: Tensor) -> Tensor:
     if position_BC.shape[1] > _WIDE:
         parts = torch.split(position_BC, _WIDE, 1)
         return torch.cat([_products(query_BD, unit_PD, part) for part in parts], 1)
+    known_BC = position_BC.clamp(min=0)
     product_BC = query_BD.new_empty(position_BC.shape, dtype=torch.float64)
-    wide_BD, known_BC = query_BD.double(), position_BC.clamp(min=0)
-    size = max(1, _PAIRS[query_BD.device.type] // max(1, position_BC.shape[1]))
-    if size == 1:
-        for query_D, known_C, product_C in zip(wide_BD, known_BC, product_BC, strict=True):
-            torch.mv(unit_PD.index_select(0, known_C).double(), query_D, out=product_C)
-        return product_BC
-    for query_KD, known_KC, product_KC in zip(
-        *(torch.split(each, size) for each in (wide_BD, known_BC, product_BC)), strict=True
-    ):
-        image_ED = unit_PD.index_select(0, known_KC.flatten()).double()
-        image_KCD = image_ED.view(*known_KC.shape, unit_PD.shape[1])
-        torch.bmm(image_KCD, query_KD[:, :, None], out=product_KC[:, :, None])
+    fill = _one_by_one if query_BD.device.type == "cpu" else _many_at_once
+    fill(query_BD, unit_PD, known_BC, product_BC)
     return product_BC
+
+
+def _one_by_one(query_BD: Tensor, unit_PD: Tensor, at_BC: Tensor, product_BC: Tensor) -> None:
+    """Fill in products: the images of one query stay in a core's cache."""
+    for query_D, at_C, product_C in zip(query_BD, at_BC, product_BC, strict=True):
+        torch.mv(unit_PD.index_select(0, at_C).double(), query_D.double(), out=product_C)
+
+
+def _many_at_once(query_BD: Tensor, unit_PD: Tensor, at_BC: Tensor, product_BC: Tensor) -> None:
+    """Fill in products by few launches of a GPU."""
+    size = max(1, _PAIRS // max(1, at_BC.shape[1]))
+    for query_KD, at_KC, product_KC in zip(
+        *(torch.split(each, size) for each in (query_BD, at_BC, product_BC)), strict=True
+    ):
+        image_ED = unit_PD.index_select(0, at_KC.flatten()).double()
+        image_KCD = image_ED.view(*at_KC.shape, unit_PD.shape[1])
+        torch.bmm(image_KCD, query_KD.double()[:, :, None], out=product_KC[:, :, None])
 
 
 def _products_of_all(query_BD: Tensor, unit_PD: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ def encode_text(clip: Any, tokens_BL: torch.Tensor, *, whole: bool = False) -> t
 
     Tokens (B, L) may be elsewhere. `whole`: all L states are computed.
     """
-    whole = whole or tokens_BL.is_cuda or torch.compiler.is_compiling() or not len(tokens_BL)
-    tower = None if whole else _causal_tower(clip)
-    length = None if whole else _length(tower, clip, tokens_BL)
+    is_asked = tokens_BL.device.type == "cpu" and len(tokens_BL) > 0
+    is_asked = is_asked and not (whole or torch.compiler.is_compiling())
+    tower = _causal_tower(clip) if is_asked else None
+    length = _length(tower, clip, tokens_BL) if is_asked else None
     own_BL = tokens_BL[:, :length].to(next(clip.parameters()).device, non_blocking=True)
     found: torch.Tensor
     if tower is None:
@@ -47,7 +48,7 @@ def _length(tower: Any, clip: Any, tokens_BL: torch.Tensor) -> int | None:
     if tower is not None:
         places_BL = torch.arange(tokens_BL.shape[1]).expand_as(tokens_BL)
         return int(_pooled(tower, places_BL, tokens_BL).max()) + 1
-    text = getattr(clip, "text", None)
+    text = clip.text if _is_open_clips(clip) and hasattr(clip, "text") else None
     if not isinstance(text, HFTextEncoder):
         return None
     is_text_L = (tokens_BL != text.config.pad_token_id).any(0)
@@ -59,11 +60,18 @@ def _causal_tower(clip: Any) -> Any:
     from open_clip import CLIP
     from open_clip.transformer import TextTransformer
 
-    tower = clip if isinstance(clip, CLIP) else getattr(clip, "text", None)
-    if not isinstance(tower, CLIP | TextTransformer) or tower.attn_mask is None:
+    tower = getattr(clip, "text", clip)
+    if not _is_open_clips(clip) or type(tower) not in (CLIP, TextTransformer):
         return None
     appends = getattr(tower, "cls_emb", None) is not None  # a token of the class, behind all
-    return None if appends else tower
+    return None if appends or tower.attn_mask is None else tower
+
+
+def _is_open_clips(clip: Any) -> bool:
+    """Tell whether a model is one of open_clip's; those made of them may encode in other ways."""
+    from open_clip import CLIP, CoCa, CustomTextCLIP
+
+    return type(clip) in (CLIP, CustomTextCLIP, CoCa)
 
 
 def _pooled(tower: Any, state_BLx: torch.Tensor, tokens_BL: torch.Tensor) -> torch.Tensor:

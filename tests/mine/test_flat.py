@@ -168,7 +168,8 @@ def test_several_queries_are_measured_at_once_as_one_is(
 ) -> None:
     """GPUs take many."""
     expected = mined(kind, 0.5)
-    monkeypatch.setattr(searching, "_PAIRS", {"cpu": 200})
+    monkeypatch.setattr(searching, "_one_by_one", searching._many_at_once)
+    monkeypatch.setattr(searching, "_PAIRS", 200)
     assert mined(kind, 0.5).equals(expected, check_metadata=True)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 
@@ -114,3 +115,24 @@ def test_gradients_are_those_of_the_whole_texts(family: Callable[[str], Encoder]
     assert "positional_embedding" in expected
     for name, found in gradients(whole=False).items():
         torch.testing.assert_close(found, expected[name], rtol=1e-5, atol=1e-8)
+
+
+@torch.inference_mode()
+def test_models_made_of_open_clips_encode_as_they_do(family: Callable[[str], Encoder]) -> None:
+    class Doubled(open_clip.CustomTextCLIP):  # type: ignore[misc]  # open_clip has no types
+        def encode_text(self, text: torch.Tensor, normalize: bool = False) -> torch.Tensor:
+            found: torch.Tensor = 2 * super().encode_text(text, normalize)
+            return found
+
+    encoder = family("PE")
+    tokens = encoder.tokenize(["is blue"])
+    expected = 2 * encoder.encode_tokens(tokens)
+    encoder.clip.__class__ = Doubled
+    torch.testing.assert_close(encoder.encode_tokens(tokens), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_no_texts_have_no_features(family: Callable[[str], Encoder]) -> None:
+    encoder = family("CLIP ViT")
+    tokens = encoder.tokenize(["is blue"])
+    assert encoder.encode_tokens(tokens[:0]).shape == (0, 24)
