@@ -43,7 +43,8 @@ STAGE2: dict[str, dict[str, Any]] = {
     "clip_cd": {"pseudo_weight": "score"},
     "combiner": {"soft_targets": 0.2, "clip_norm": 0.05, "hard_negatives": 3},
     "tirg": {},  # has batch norms
-    "dcnet": {},  # compares blocks of a batch
+    # Compares blocks of a batch. Steps as long as the weights themselves would multiply rounding
+    "dcnet": {"clip_norm": 1.0},
 }
 
 
@@ -151,6 +152,8 @@ def trained(task: Task[Any], epochs: int, clip_norm: float = 0.0) -> dict[str, A
     return {
         "history": [[entry[name] for name in names] for entry in history],
         "gradients": grads,
+        # Of a sum of this size, what is left by rounding
+        "size": 1.0 if clip_norm else max(1.0, history[-1]["gradient_norm"]),
         "weights": task.module.state_dict(),
     }
 
@@ -210,8 +213,7 @@ def test_workers_have_losses_gradients_and_weights_of_one(
                 assert entry == pytest.approx(expected, rel=near, abs=2 * near), name
             for part in ("gradients", "weights"):
                 assert found[name][part].keys() == own[part].keys()
-                # Of a sum of this size, what is left by rounding
-                size = max(1.0, own["history"][-1][1]) if part == "gradients" else 1.0
+                size = own["size"] if part == "gradients" else 1.0
                 for key, value in own[part].items():
                     torch.testing.assert_close(
                         found[name][part][key],
