@@ -175,7 +175,7 @@ def _peer(config: Config) -> float:
         batch = reader[work]
         with torch.inference_mode():
             image_BD, target_BD = tuned.encoder.encode_images(batch.pixels).chunk(2)
-            text_BD = tuned.encoder.encode_tokens(batch.tokens)
+            text_BD = tuned.encoder.encode_tokens(batch.tokens, whole=True)
         # Copies: what was made in inference mode cannot be trained on
         given = HeadBatch(image_BD.clone(), text_BD.clone(), target_BD.clone(), batch.targets)
         optimizer.zero_grad(set_to_none=True)

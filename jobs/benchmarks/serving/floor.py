@@ -44,7 +44,8 @@ class BareModel:
     def search(self, image: Image.Image, text: str, top_k: int) -> list[dict[str, Any]]:
         """Return the images that look most like `image`, changed as `text` says."""
         image_feature = self._encoder.encode_images(self._encoder.preprocess(image)[None])
-        text_feature = self._encoder.encode_tokens(self._encoder.tokenize([text]))
+        tokens = self._encoder.tokenize([text])
+        text_feature = self._encoder.encode_tokens(tokens, whole=True)
         scores, rows = self._index.search(self._head(image_feature, text_feature).numpy(), top_k)
         found = [(*self._images[row], score) for row, score in zip(rows[0], scores[0], strict=True)]
         return [{"image_id": one, "category": name, "score": float(s)} for one, name, s in found]
