@@ -1,6 +1,6 @@
 """Embedding: Ray Data's actors against a plain loop in this process, on the same files.
 
-Texts of a search, too: read to the longest of a batch against the whole context.
+Texts of a search, too: read to their ends against the whole context.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ def _texts(encoder: Encoder) -> dict[str, float]:
                 _, passed = timed(partial(encoder.encode_tokens, tokens, whole=whole))
                 seconds += [passed] if number >= 0 else []  # the first warms up
         rows[f"texts, {count} at a time, ms"] = 1000 * median(took[False])
-        rows[f"texts, {count} at a time: whole / read to the longest"] = median(
-            took[True]
-        ) / median(took[False])
+        rows[f"texts, {count} at a time: whole / read to their ends"] = median(took[True]) / median(
+            took[False]
+        )
     return rows
 
 

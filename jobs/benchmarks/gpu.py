@@ -116,9 +116,7 @@ class _Card:
             used = encoder if way == "autocast" else held
             with torch.inference_mode():
                 images = 2 * size / self._seconds(partial(used.encode_images, pixels))
-                # There already: all ways read them whole
-                own = tokens.to(self.device)
-                texts = size / self._seconds(partial(used.encode_tokens, own))
+                texts = size / self._seconds(partial(used.encode_tokens, tokens))
             name = f"embedding, bf16, {way}, {2 * size} images"
             rows[f"{name}: images/s"] = images
             rows |= shares(name, images * self.work.image, self.rate)

@@ -165,7 +165,7 @@ def _encoder(config: Config, name: str, scratch: Path, rate: float) -> Rows:
     rows = _training(name, trained)
     rows |= shares(name, rows[f"{name}: triplets/s"] * work.triplet, rate)
     rows[f"{name}, the stage embed: s"] = embedded["seconds"]
-    done = counts["images"] * work.image  # texts are read to their ends alone: few operations
+    done = counts["images"] * work.image + counts["texts"] * work.text
     return rows | shares(f"{name}, the stage embed", done / embedded["seconds"], rate)
 
 

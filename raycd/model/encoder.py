@@ -103,6 +103,7 @@ class Encoder(nn.Module):
 
         `whole`: whatever reads states inside finds those of padding, too (short_texts.py).
         """
+        tokens = tokens.to(self.device, non_blocking=True)
         with self._arithmetic():
             return encode_text(self.clip, tokens, whole=whole).float()
 

@@ -31,7 +31,6 @@ from raycd.errors import ConfigError
 from raycd.model import architecture, tokenizer
 from raycd.model.fusion.head import WORDS, Head
 from raycd.model.fusion.registry import HeadConfig
-from raycd.model.short_texts import encode_text
 
 NAME = "lincir"
 BEFORE, BETWEEN = "a photo of", "that"
@@ -84,22 +83,23 @@ class LinCIR(Head):
 
     def encode(self, prompt_BL: torch.Tensor, word_BE: torch.Tensor) -> torch.Tensor:
         """Return the features (B, D) of prompts whose [$] have these embeddings."""
+        is_word_BL1 = (prompt_BL == self.start)[:, :, None].clone()
+        is_word_BL1[:, 0] = False
 
         def put(module: nn.Module, given: Any, embedded_BLE: torch.Tensor) -> torch.Tensor:
-            is_word_BL1 = (given[0] == self.start)[:, :, None].clone()
-            is_word_BL1[:, 0] = False
             return torch.where(is_word_BL1, word_BE[:, None].to(embedded_BLE), embedded_BLE)
 
         handle = self.embedding.register_forward_hook(put)
         try:
-            return encode_text(self.tower, prompt_BL).float()
+            found: torch.Tensor = self.tower.encode_text(prompt_BL).float()
         finally:
             handle.remove()
+        return found
 
     def inversion_loss(self, tokens_BL: torch.Tensor, masked_BL: torch.Tensor) -> torch.Tensor:
         """Return the mean square between texts' features and those of texts with a [$] in them."""
         with torch.no_grad():
-            text_BD = encode_text(self.tower, tokens_BL).float()
+            text_BD = self.tower.encode_text(tokens_BL).float()
         unit_BD = scaled(text_BD)
         spread_B1 = torch.rand(len(unit_BD), 1, device=unit_BD.device)
         noisy_BD = unit_BD + spread_B1 * torch.randn_like(unit_BD)
