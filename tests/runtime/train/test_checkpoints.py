@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from torch import nn
 from raycd.runtime.train.checkpoints import FILE_OF_RAY, Checkpoints, in_words
 from raycd.train.checkpoint import HISTORY, MID_EPOCH, OPTIMIZER, WEIGHTS, TrainingState
 from raycd.train.mid_epoch import MidEpoch
+from tests.full_disk import no_room
 
 Make = Callable[[], Checkpoints]
 
@@ -214,15 +213,8 @@ def test_what_is_beside_them_is_read_back_or_absent(checkpoints: Checkpoints) ->
 def test_a_full_disk_leaves_the_earlier_record(tmp_path: Path) -> None:
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.write_json("failures.json", [{"what": "x"}])
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            checkpoints.write_json("failures.json", [{"what": "x" * 200}])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
+    with no_room(), pytest.raises(OSError, match="File too large"):
+        checkpoints.write_json("failures.json", [{"what": "x" * 200}])
     assert checkpoints.read_json("failures.json") == [{"what": "x"}]
     assert [file.name for file in tmp_path.iterdir()] == ["failures.json"]
 

@@ -28,6 +28,7 @@ from raycd.train.checkpoint import TrainingState
 from raycd.train.loop import Loop
 from raycd.train.task import Silence
 from tests.faulty_store import Fault, faulty_store
+from tests.full_disk import no_room
 from tests.runtime.train.surviving import SCHEDULE, Toy, undisturbed
 
 
@@ -183,15 +184,9 @@ def test_a_full_disk_of_this_machine_is_not_taken_for_the_store(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     keep = keeper(f"memory://{tmp_path.name}/stage", lambda event: None, minutes=0)
     loop = Loop(Toy({}), SCHEDULE, bar=lambda total, start: Silence())
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
+    with no_room():
         keep._write(loop.state(), is_epoch=True)
         error = keep.wait()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
     assert "File too large" in str(error)
     assert f"expected: a folder with room that can be written: {tmp_path}\n" in str(error)
 
