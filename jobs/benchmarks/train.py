@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -169,9 +169,9 @@ def _peer(config: Config) -> float:
     tuned.encoder.trainable("none")
     own = epoch_batches(tuned.count(0), config.stage2.batch_size, seed=config.seed, epoch=0)
     optimizer, rows, began = fuse.optimizer(), 0, 0.0
-    for number, work in enumerate(
-        islice(reader.work(own, seed=config.seed, epoch=0), PEER_BATCHES)
-    ):
+    # Again from the first one where an epoch has fewer
+    batches = islice(cycle(reader.work(own, seed=config.seed, epoch=0)), PEER_BATCHES)
+    for number, work in enumerate(batches):
         if number == 1:
             rows, began = 0, time.perf_counter()
         batch = reader[work]
