@@ -63,7 +63,7 @@ def measure(config: Config, flags: argparse.Namespace) -> dict[str, Any]:
     stages = chosen(flags.only, list(EPOCHS))
     rows: dict[str, Any] = {"cores": usable_cpus(), "encoder": config.encoder.name}
     with tempfile.TemporaryDirectory(prefix="raycd-") as name, cluster.connected():
-        config = on_cpus(_short(config, stages, Path(name, "one")))
+        config = on_cpus(shortened(config, stages, Path(name, "one")))
         for stage in stages:
             rates = _by_turns(config, stage)
             for way, found in rates.items():
@@ -91,7 +91,7 @@ def _by_turns(config: Config, stage: str) -> dict[str, list[float]]:
     return dict(found)
 
 
-def _short(config: Config, measured: list[str], runs: Path) -> Config:
+def shortened(config: Config, measured: list[str], runs: Path) -> Config:
     """Return the run's settings. A stage that is not measured may have fewer epochs of its own."""
     changes: dict[str, Any] = {}
     for stage, epochs in EPOCHS.items():

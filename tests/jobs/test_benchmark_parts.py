@@ -1,10 +1,13 @@
 """Benchmarks in parts, of which one may fail."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from jobs.benchmarks.measuring import in_parts
+from jobs.benchmarks.train import shortened
+from raycd.config import Config
 
 
 def test_a_part_that_fails_leaves_what_is_known_of_it_and_of_the_others(
@@ -22,3 +25,14 @@ def test_a_part_that_fails_leaves_what_is_known_of_it_and_of_the_others(
         "stage1: images/s": 3.0,
     }
     assert "mining: images/s: 3.0\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("measured", "epochs"), [(["stage1", "stage2"], (2, 12)), (["stage2"], (0, 12))]
+)
+def test_only_the_stage_that_is_not_measured_has_fewer_epochs_of_its_own(
+    measured: list[str], epochs: tuple[int, int], tmp_path: Path
+) -> None:
+    given = Config.model_validate({"stage1": {"epochs": 0}, "stage2": {"epochs": 1}})
+    short = shortened(given, measured, tmp_path)
+    assert (short.stage1.epochs, short.stage2.epochs) == epochs
