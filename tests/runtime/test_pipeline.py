@@ -207,6 +207,21 @@ def test_a_changed_setting_redoes_what_it_touches(
     assert pipeline.run(changed).done == []
 
 
+def test_images_are_embedded_once_where_stage_1_leaves_the_encoder_as_it_is(
+    copied: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untuned = copied.config(stage1={"finetune": "none"}, **UNTRACKED)
+    assert pipeline.run(untuned, until="embed").done == ["stage1", "embed"]
+    said = capsys.readouterr().err
+    assert "embed texts:" in said
+    assert "embed images:" not in said
+    zero_shot, embedded = (
+        {part.name: part.read_bytes() for part in (copied.folder / stage / "images").iterdir()}
+        for stage in ("zero_shot", "embed")
+    )
+    assert embedded == zero_shot
+
+
 def test_a_changed_threshold_redoes_what_its_pseudo_triplets_touch(copied: Finished) -> None:
     untrained = {"stage2": {"head": "sum"}, **UNTRACKED}  # a head without weights trains nothing
     pipeline.run(copied.config(**untrained))

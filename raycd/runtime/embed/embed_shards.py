@@ -42,7 +42,9 @@ from raycd.runtime.embed.embedding import SharedEncoder, as_table
 TASKS = 2000  # of Ray Data, at most: it keeps something of each
 
 
-def embed_table(uri: str, unit: str, table: pa.Table, encoder: Encoder, config: Config) -> Stored:
+def embed_table(
+    uri: str, unit: str, table: pa.Table, encoder: Encoder, config: Config, *, earlier: str = ""
+) -> Stored:
     """Embed a table into the folder or URI `uri`, where the same embedding goes on.
 
     What another encoder has left there is done again: a stage that is trained twice has the same
@@ -51,9 +53,12 @@ def embed_table(uri: str, unit: str, table: pa.Table, encoder: Encoder, config: 
     Args:
         unit: images, of a table (key, path; null: no file was found), texts, of a table (key), or
             queries that the encoder composes by itself, of a table (key, path, text).
+        earlier: Folder of an embedding of this table, from which shards of this encoder are copied.
     """
     config = precision.settled(config)
     of = {"encoder": encoder.fingerprint(), "precision": config.embed.precision}
+    if earlier:
+        shards.copy(earlier, uri, of, len(table))
     rows, plan = planned(uri, table, of, config)
     return _embed(uri, unit, plan, rows, encoder, config)
 

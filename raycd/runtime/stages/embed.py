@@ -20,6 +20,8 @@ from raycd.runtime import cluster
 from raycd.runtime.embed import embed_shards
 from raycd.runtime.stages import beginning
 from raycd.runtime.stages.context import (
+    IMAGES,
+    TEXTS,
     Context,
     embedded_texts,
     image_table,
@@ -92,28 +94,28 @@ def _is_readable(path: str) -> bool:
 
 
 def embed(context: Context, writing: Writing) -> None:
-    """Embed all images and all text variants with the fine-tuned encoder (eq. 8)."""
+    """Embed all images and all text variants with the fine-tuned encoder (eq. 8).
+
+    An encoder that stage 1 has left as it was has embedded the images already.
+    """
     used = encoders.load_saved(context.run.local("stage1") / "encoder")
-    embed_all(context, writing, used, embedded_texts(context.dataset))
+    earlier = context.run.path("zero_shot", IMAGES)
+    embed_all(context, writing, used, embedded_texts(context.dataset), earlier)
 
 
 def embed_all(
-    context: Context, writing: Writing, used: Encoder, texts: list[str]
+    context: Context, writing: Writing, used: Encoder, texts: list[str], earlier: str = ""
 ) -> tuple[Stored, ImageReport]:
-    """Embed all images and `texts` with an encoder.
+    """Embed all images and `texts` with an encoder; `earlier` has maybe done these images.
 
     Returns the features of the images, and which have none.
     """
-    given = {
-        "images": image_table(context.own),
-        "texts": pa.table({"key": pa.array(texts, pa.string())}),
-    }
-    images, _ = (
-        embed_shards.embed_table(
-            posixpath.join(writing.shared, unit), unit, table, used, context.config
-        )
-        for unit, table in given.items()
+    paths, keys = image_table(context.own), pa.table({"key": pa.array(texts, pa.string())})
+    at = {unit: posixpath.join(writing.shared, unit) for unit in (IMAGES, TEXTS)}
+    images = embed_shards.embed_table(
+        *(at[IMAGES], IMAGES, paths, used, context.config), earlier=earlier
     )
+    embed_shards.embed_table(at[TEXTS], TEXTS, keys, used, context.config)
     missing = images.report()
     check_reached(context, images, missing)
     writing.record["counts"] = {
