@@ -19,7 +19,6 @@ import re
 import shutil
 import uuid
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from io import BytesIO
@@ -39,7 +38,6 @@ from raycd.run import open_uri
 PLAN, ROWS = "shards.json", "rows.parquet"
 BLOCK = 1024  # rows of a shard, at most, unless that makes more than MOST shards
 MOST = 10_000
-_THREADS = 16  # that copy shards at once
 _PART = re.compile(r"part-(\d{5,})\.parquet")
 
 Answer = TypeVar("Answer")
@@ -105,26 +103,15 @@ def parts(uri: str) -> dict[int, str]:
     return {number: posixpath.join(uri, found[number]) for number in sorted(found)}
 
 
-def copy(source: str, uri: str, of: Mapping[str, Any], rows: int) -> None:
-    """Copy the shards of `source` to `uri`, cut as there, where they are `of` this many rows.
-
-    What `uri` has of them stays; where `source` has others, or none, nothing is done.
-    """
-    plan = read_plan(source)
-    if plan is None or (plan.of, plan.rows) != (of, rows):
-        return
-    if read_plan(uri) != plan:
-        begin(uri, plan)
-    there = parts(uri)
-
-    def copied(number: int, part: str) -> None:
-        whole = Path(part) if is_local(part) else stores.read(part)
-        write_file(posixpath.join(uri, name(number)), whole)
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        todo = [(number, part) for number, part in parts(source).items() if number not in there]
-        for copying in [pool.submit(copied, *each) for each in todo]:
-            copying.result()
+def copy(part: str, uri: str) -> None:
+    """Copy a shard into another folder of the same store."""
+    file_system, path = open_uri(part)
+    target = posixpath.join(uri, posixpath.basename(part))
+    if stores.is_bucket(file_system):  # which copies by itself, and gives a name when all is there
+        copied = partial(file_system.cp_file, path, open_uri(target)[1])
+        stores.ask(uri, copied, doing="writing")
+    else:
+        write_file(target, Path(part) if is_local(part) else stores.read(part))
 
 
 def remove(part: str) -> None:

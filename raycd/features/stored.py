@@ -9,14 +9,15 @@ Shapes: N features, D their size, P rows.
 from __future__ import annotations
 
 import json
+import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -160,10 +161,28 @@ class Stored:
 
     def forget_unreadable(self) -> None:
         """Remove the shards that have rows without a feature, for these to be read again."""
-        unread = self._each(lambda part: set(_read(part, ["status"])["status"].to_pylist()))
-        for part, found in zip(self.parts, unread, strict=True):
-            if found - {READABLE}:
-                shards.remove(part)
+        for part in set(self.parts) - set(self._readable()):
+            shards.remove(part)
+
+    def copy(self, uri: str, of: Mapping[str, Any], rows: int) -> None:
+        """Copy shards to `uri`, which is cut as they are, where they are `of` this many rows.
+
+        Those that have rows without a feature are not copied: these are to be read again.
+        """
+        plan = shards.read_plan(posixpath.dirname(self.parts[0]))
+        if plan is None or (plan.of, plan.rows) != (of, rows):
+            return
+        if shards.read_plan(uri) != plan:
+            shards.begin(uri, plan)
+        there = {posixpath.basename(part) for part in shards.parts(uri).values()}
+        todo = [part for part in self._readable() if posixpath.basename(part) not in there]
+        with ThreadPoolExecutor(_THREADS) as threads:
+            list(threads.map(partial(shards.copy, uri=uri), todo))
+
+    def _readable(self) -> list[str]:
+        """Return the shards that have a feature of every row."""
+        found = self._each(lambda part: set(_read(part, ["status"])["status"].to_pylist()))
+        return [part for part, own in zip(self.parts, found, strict=True) if own <= {READABLE}]
 
     def listing(self, report: ImageReport) -> Iterator[bytes]:
         """Yield JSON as `ImageReport.to_dict`, with every row without a feature."""

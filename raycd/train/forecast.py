@@ -13,8 +13,8 @@ from raycd.train.pretrain import DEMO_MODEL, Contrast
 
 BATCH = 64
 # The demo's seconds are these, which Ray and the data take, and so many times those of a batch:
-# fitted to one machine of two cores, where a batch takes 0.087 s and the demo took 267 s.
-FIXED_S, BATCHES = 40.0, 2050
+# fitted to one machine of two cores, where a batch takes 0.204 s and the demo took 481 s.
+FIXED_S, BATCHES = 40.0, 2160
 
 
 def knows(config: Config) -> bool:

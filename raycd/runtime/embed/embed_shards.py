@@ -53,12 +53,13 @@ def embed_table(
     Args:
         unit: images, of a table (key, path; null: no file was found), texts, of a table (key), or
             queries that the encoder composes by itself, of a table (key, path, text).
-        earlier: Folder of an embedding of this table, from which shards of this encoder are copied.
+        earlier: Folder of an embedding of this table, whose features are copied where they are of
+            this encoder.
     """
     config = precision.settled(config)
     of = {"encoder": encoder.fingerprint(), "precision": config.embed.precision}
     if earlier:
-        shards.copy(earlier, uri, of, len(table))
+        Stored.open(earlier).copy(uri, of, len(table))
     rows, plan = planned(uri, table, of, config)
     return _embed(uri, unit, plan, rows, encoder, config)
 

@@ -72,9 +72,8 @@ def _make_adapt(inputs: Any, config: Config, device: torch.device) -> Task[Any]:
 def compose(context: Context, writing: Writing) -> None:
     """Compose triplets of train images that are near each other and differ in little."""
     config, own = context.config, context.own
-    before = "adapt" if config.adapt.epochs else "zero_shot"
     images, encoder = (
-        context.stored(before, IMAGES),
+        context.stored(context.embedded_before, IMAGES),
         context.recorded(context.before_stage1, "encoder"),
     )
     phrases = core.read_phrases(config.compose.wording, config.data.root)

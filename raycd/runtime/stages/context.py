@@ -73,6 +73,11 @@ class Context:
         """The stage whose encoder stage 1 begins with."""
         return "adapt" if self.config.adapt.epochs else "encoder"
 
+    @property
+    def embedded_before(self) -> str:
+        """The stage that has features of that encoder."""
+        return "adapt" if self.config.adapt.epochs else "zero_shot"
+
     def paths(self) -> dict[str, str | None]:
         """Return the path of every image; None where no file was found."""
         return paths_of(self.own)

@@ -99,7 +99,7 @@ def embed(context: Context, writing: Writing) -> None:
     An encoder that stage 1 has left as it was has embedded the images already.
     """
     used = encoders.load_saved(context.run.local("stage1") / "encoder")
-    earlier = context.run.path("zero_shot", IMAGES)
+    earlier = context.run.path(context.embedded_before, IMAGES)
     embed_all(context, writing, used, embedded_texts(context.dataset), earlier)
 
 
