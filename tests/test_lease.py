@@ -209,8 +209,9 @@ def test_a_renewal_that_ends_after_the_lease_has_expired_counts_from_its_beginni
         first.check()
 
 
+@pytest.mark.parametrize("holder_asleep", [False, True])
 def test_a_watcher_that_was_asleep_looks_again_before_it_takes_a_lease(
-    root: str, monkeypatch: pytest.MonkeyPatch
+    root: str, holder_asleep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = FolderLease(*open_uri(root), root), FolderLease(*open_uri(root), root)
     first.take(RunError, print)
@@ -221,6 +222,7 @@ def test_a_watcher_that_was_asleep_looks_again_before_it_takes_a_lease(
         looked[0] += 1
         if looked[0] == 2:
             time.sleep(1.2 * EXPIRES)
+        if looked[0] == (4 if holder_asleep else 2):
             first.renew()
         return found
 
@@ -228,6 +230,28 @@ def test_a_watcher_that_was_asleep_looks_again_before_it_takes_a_lease(
     with pytest.raises(RunError, match=f"process {os.getpid()} on"):
         second.take(RunError, print)
     first.check()
+
+
+def test_who_creates_an_object_that_others_have_removed_meanwhile_has_come_too_late(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = FolderLease(*open_uri(root), root)
+    create, holders = late._created, list[FolderLease]()
+
+    def come_late(number: int) -> bool:
+        if not holders:
+            for _ in range(2):
+                holders.append(FolderLease(*open_uri(root), root))
+                holders[-1].take(RunError, print)
+                if len(holders) == 1:
+                    holders[0].release()
+        return create(number)
+
+    monkeypatch.setattr(late, "_created", come_late)
+    with pytest.raises(RunError, match=f"process {os.getpid()} on"):
+        late.take(RunError, print)
+    assert objects(root) == ["00000002.json"]
+    holders[1].renew()
 
 
 def test_a_store_that_answers_nonsense_does_not_end_the_renewals(

@@ -8,7 +8,7 @@ its object anew every RENEWED seconds, with the next beat. Whoever comes meanwhi
 the beat changes, the holder lives. Where it does not for EXPIRES seconds of the watcher's own clock
 (those of two machines are never compared), the holder has died, and the next number is taken. A
 holder that was only asleep finds that number before it writes again, and is interrupted. The last
-object stays, released: a number is never used twice.
+object stays, released, and older ones go: who creates one of those has come too late.
 """
 
 from __future__ import annotations
@@ -60,21 +60,23 @@ class FolderLease:
         """
         make = partial(stores.make_folder, self._store, self._folder)
         stores.ask(self._uri, make, doing="writing")
-        watched, until = None, 0.0
+        watched, waited, before = None, 0.0, time.monotonic()
         while True:
             asked = time.monotonic()  # before: this process may be asleep after the answer
+            # No more for one look: where this process was asleep, so may the holder have been
+            waited, before = waited + min(asked - before, RENEWED), asked
             number, found = self._last()
             if not found.get("holder"):  # nobody's, or released
-                watched, until = found, asked
+                watched, waited = found, EXPIRES
             elif watched is None:
-                watched, until = found, time.monotonic() + EXPIRES
+                watched, waited, before = found, 0.0, time.monotonic()
                 tell(
                     f"{self._uri} is held: {found['holder']} works on it or has died; "
                     f"watching it for up to {EXPIRES:g} s"
                 )
             elif found != watched:
                 raise refused(found["holder"])
-            if asked >= until and self._created(number + 1):
+            if waited >= EXPIRES and self._created(number + 1):
                 break
             time.sleep(RENEWED / 5)
         if self._overwrites():
@@ -152,7 +154,7 @@ class FolderLease:
         return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
 
     def _created(self, number: int) -> bool:
-        """Create the object of a number; return False where another process has."""
+        """Create the object of a number; return False where another process has, now or before."""
         asked = _now()
         try:
             self._write(number, self._me, mode="create")
@@ -165,11 +167,15 @@ class FolderLease:
                 raise
             self._write(number, self._me)
         self._number, self._renewed = number, asked
+        numbers = stores.ask(self._uri, self._numbers)
+        last = max(
+            [number, *numbers]
+        )  # greater where others have held it since this process looked
         with suppress(RaycdError, OSError):  # the next one tries it again
-            for old in self._numbers():
-                if old < number:
+            for old in numbers:
+                if old < last:
                     self._store.rm_file(self._path(old))
-        return True
+        return last == number
 
     def _overwrites(self) -> bool:
         """Return whether the store creates what is there."""
