@@ -67,6 +67,10 @@ class TrainConfig(Section):
 
     checkpoint_minutes: Annotated[float, Field(ge=0.0)] = 10.0
     """Minutes between two checkpoints inside of an epoch; 0: only at the ends of epochs."""
+    checkpoint_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    """Share of the time that may be spent on writing checkpoints at the ends of epochs: of short
+    epochs only some are written, the best and the last always. 1: each is.
+    """
     max_failures: Count = 1
     """Failures of workers after which a stage goes on by itself; a machine that is taken back with
     notice does not count.

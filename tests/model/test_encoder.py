@@ -379,6 +379,7 @@ def test_of_several_weights_in_a_saved_folder_its_own_are_loaded(
     assert encoders.load_saved(saved).fingerprint() == before
 
 
+@pytest.mark.usefixtures("impatient_hub")
 def test_a_model_of_the_hub_that_cannot_be_had_is_told_without_advice_on_tags() -> None:
     config = EncoderConfig(name="hf-hub:nobody/nothing", pretrained="/data/x.safetensors")
     with pytest.raises(WeightsError, match=r"hf-hub:nobody/nothing(.|\n)*local-dir:FOLDER") as told:

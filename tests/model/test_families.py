@@ -250,6 +250,7 @@ def test_what_others_saved_is_loaded_from_the_hub_by_open_clip(
     assert loaded.model_config == encoder.model_config
 
 
+@pytest.mark.usefixtures("impatient_hub")
 def test_where_the_hub_does_not_answer_an_encoder_is_not_taken_for_anothers(
     member: Callable[[str], Encoder], on_the_hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

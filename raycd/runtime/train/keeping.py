@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import tempfile
@@ -20,7 +21,7 @@ from raycd.distributed import rank, world_size
 from raycd.errors import RaycdError, RunError, brief
 from raycd.runtime.train.checkpoints import Checkpoints, in_words
 from raycd.train.checkpoint import TrainingState
-from raycd.train.loop import EpochResult, Loop
+from raycd.train.loop import EpochResult, Loop, best_epoch
 
 ASK_EVERY = 5.0  # seconds between two questions for a notice, as often as Ray Train itself looks
 _NOTHING, _DUE, _ASK, _FAILED = 0, 1, 2, 4
@@ -41,9 +42,14 @@ class Keeper:
     inside of an epoch that cannot be written is told and tried again later; that of an epoch's end
     ends the training, for a result may depend on it.
 
+    Where epochs are short, not each one's end is written: only what may become the result is held
+    in memory until a later one is, and the last one always is.
+
     Args:
         board: The `relay.Board` that the driver reads.
         minutes: Minutes between two checkpoints inside of an epoch; 0: none.
+        share: Share of the time that may be spent on writing the ends of epochs; 1: each is
+            written.
         every_steps: Steps between two measurements that are told; 0: none.
         notices: Whether Ray Train is to be asked if a machine of the training will go.
     """
@@ -54,19 +60,23 @@ class Keeper:
         board: Any,
         *,
         minutes: float,
+        share: float,
         every_steps: int,
         notices: bool,
         device: torch.device,
     ) -> None:
         self._checkpoints, self._board, self._device = checkpoints, board, device
         self._world = world_size()
-        self._seconds, self._every_steps, self._notices = 60 * minutes, every_steps, notices
+        self._seconds, self._share = 60 * minutes, share
+        self._every_steps, self._notices = every_steps, notices
         self._kept = self._asked = time.monotonic()
         self._next_step = 0
         self._going: set[str] = set()  # machines whose notice has had its checkpoint
         self._writer = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: Future[None] | None = None
+        self._writing: Future[list[TrainingState]] | None = None
         self._is_epoch = False  # what is being written: an epoch's end
+        self._best: TrainingState | None = None  # of the epochs whose end was not written yet
+        self._took = 0.0  # seconds, to write the last one
         self._error: RaycdError | None = None
         # Before all else: `Failures` tells by its process whether an error is another one
         self.tell("worker", rank=rank(), where=socket.gethostname(), process=os.getpid())
@@ -112,14 +122,21 @@ class Keeper:
             self._write(state(), is_epoch=False)
 
     def ended(self, loop: Loop[Any], result: EpochResult) -> None:
-        """Tell of an epoch, and write its checkpoint in the background. Raises Stopped."""
-        failed = rank() == 0 and self.wait() is not None
+        """Tell of an epoch; write its checkpoint in the background, or hold it. Raises Stopped."""
+        first, is_last = rank() == 0, len(loop.history) == loop.schedule.epochs
+        due = first and (is_last or self._share == 1.0 or self._has_time())
+        failed = first and (self.wait() if due else self._failure()) is not None
         self._agreed(_FAILED if failed else _NOTHING)
         self._check_group()
-        if rank() == 0:
+        if not first:
+            return
+        is_best = result.selection is not None and best_epoch(loop.history) == result.epoch
+        if is_best:
+            self._best = None if due else loop.state()
+        if due:
             self._write(loop.state(), is_epoch=True)
-            self.tell("epoch", entry=result.to_dict())
-        self._kept = time.monotonic()
+            self._kept = time.monotonic()
+        self.tell("epoch", entry=result.to_dict())
 
     def close(self) -> None:
         """Wait until everything is written. Raises Stopped where the last epoch's end is not."""
@@ -133,7 +150,8 @@ class Keeper:
         if writing is None:
             return self._error
         try:
-            writing.result()
+            if any(state is self._best for state in writing.result()):
+                self._best = None
         except (OSError, SafetensorError, RunError) as error:
             told_as = error if isinstance(error, RunError) else self._full(error)
             if self._is_epoch:
@@ -142,11 +160,24 @@ class Keeper:
                 self.tell("warning", text=f"{told_as.what} ({brief(error)}); training goes on")
         return self._error
 
+    def _failure(self) -> RaycdError | None:
+        """Return what ends the training, as far as it is known without waiting."""
+        is_over = self._writing is None or self._writing.done()
+        return self.wait() if is_over else self._error
+
+    def _has_time(self) -> bool:
+        """Return whether an epoch's end is to be written; after `checkpoint_minutes` each is."""
+        pause = min(self._took / self._share, self._seconds or math.inf)
+        return self._failure() is None and self._writing is None and self._passed() >= pause
+
+    def _passed(self) -> float:
+        return time.monotonic() - self._kept
+
     def _own_wish(self) -> int:
-        if (self._writing is None or self._writing.done()) and self.wait() is not None:
+        if self._failure() is not None:
             return _FAILED
         now, wish = time.monotonic(), _NOTHING
-        if self._seconds and self._writing is None and now - self._kept >= self._seconds:
+        if self._seconds and self._writing is None and self._passed() >= self._seconds:
             wish |= _DUE
         if self._notices and now - self._asked >= ASK_EVERY:
             self._asked = now
@@ -184,15 +215,23 @@ class Keeper:
 
     def _write(self, state: TrainingState, *, is_epoch: bool) -> None:
         self._is_epoch = is_epoch
-        self._writing = self._writer.submit(self._write_now, state)
+        states = [state] if self._best is None else [self._best, state]
+        self._writing = self._writer.submit(self._write_now, states)
 
-    def _write_now(self, state: TrainingState) -> None:
-        self._checkpoints.write(state)
-        try:
-            self._checkpoints.prune(state)
-        except (OSError, RunError) as error:  # a disk or bucket where nothing may be removed
-            text = f"an older checkpoint could not be removed ({brief(error)}); training goes on"
-            self.tell("warning", text=text)
+    def _write_now(self, states: list[TrainingState]) -> list[TrainingState]:
+        """Write checkpoints, the earliest first; return them."""
+        for state in states:
+            began = time.monotonic()
+            self._checkpoints.write(state)
+            self._took = time.monotonic() - began
+            try:
+                self._checkpoints.prune(state)
+            except (OSError, RunError) as error:  # a disk or bucket where nothing may be removed
+                text = (
+                    f"an older checkpoint could not be removed ({brief(error)}); training goes on"
+                )
+                self.tell("warning", text=text)
+        return states
 
     def _full(self, error: Exception) -> RunError:
         where = self._checkpoints.uri

@@ -300,6 +300,7 @@ def _worker(spec: dict[str, Any]) -> None:
         Checkpoints(spec["checkpoints"]),
         spec["board"],
         minutes=config.train.checkpoint_minutes,
+        share=config.train.checkpoint_share,
         every_steps=config.tracking.every_steps,
         notices=spec["notices"],
         device=device,

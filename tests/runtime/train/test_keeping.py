@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,20 +26,27 @@ from raycd.runtime.train import keeping
 from raycd.runtime.train.checkpoints import Checkpoints
 from raycd.runtime.train.keeping import Keeper, Stopped
 from raycd.train.checkpoint import TrainingState
-from raycd.train.loop import Loop
+from raycd.train.loop import EpochResult, Loop
 from raycd.train.task import Silence
 from tests.faulty_store import Fault, faulty_store
 from tests.full_disk import no_room
+from tests.runtime.train import surviving
 from tests.runtime.train.surviving import SCHEDULE, Toy, undisturbed
 
 
-def keeper(folder: Path | str, tell: Callable[[dict[str, Any]], None], minutes: float) -> Keeper:
+def keeper(
+    folder: Path | str,
+    tell: Callable[[dict[str, Any]], None],
+    minutes: float,
+    share: float = 1.0,
+) -> Keeper:
     """Return a keeper whose events go to a function of this process instead of an actor."""
     board = SimpleNamespace(note=SimpleNamespace(remote=tell))
     return Keeper(
         Checkpoints(str(folder)),
         board,
         minutes=minutes,
+        share=share,
         every_steps=0,
         notices=False,
         device=torch.device("cpu"),
@@ -145,6 +153,36 @@ def test_a_step_waits_for_the_copy_of_a_checkpoint_and_not_for_its_writing(
     let_go.set()
     keep.close()
     assert Checkpoints(str(tmp_path)).names() == ["epoch-0000"]
+
+
+@pytest.mark.parametrize("notice", [False, True])
+def test_of_short_epochs_the_best_and_the_last_are_written(
+    notice: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, scores = TrainingState.write, (0.1, 0.2, 0.4, 0.3, 0.2, 0.1)
+    written: list[int] = []
+
+    def slowly(self: TrainingState, folder: Path) -> None:
+        time.sleep(0.5)
+        written.append(len(self.history))
+        write(self, folder)
+
+    monkeypatch.setattr(TrainingState, "write", slowly)
+    monkeypatch.setattr(surviving, "SCORES", scores)
+    keep, toy = keeper(tmp_path, lambda event: None, minutes=0, share=0.01), Toy({})
+    loop = Loop(toy, replace(SCHEDULE, epochs=6), bar=lambda total, start: Silence())
+
+    def ended(result: EpochResult) -> None:
+        keep.ended(loop, result)
+        if notice and len(loop.history) == 5:  # that this machine will go
+            keep.keep(loop.state)
+
+    history = loop.run(ended)
+    keep.close()
+    assert written == ([1, 3, 5, 6] if notice else [1, 3, 6])
+    known, best, folder = Checkpoints(str(tmp_path)).finished()
+    assert (known, best, folder.name) == (history, 2, "epoch-0003")
+    assert TrainingState.read(folder).history == history[:3]
 
 
 def test_what_goes_on_without_its_process_group_keeps_nothing(
