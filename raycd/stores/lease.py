@@ -168,9 +168,8 @@ class FolderLease:
             self._write(number, self._me)
         self._number, self._renewed = number, asked
         numbers = stores.ask(self._uri, self._numbers)
-        last = max(
-            [number, *numbers]
-        )  # greater where others have held it since this process looked
+        # Greater than the own one where others have held it since this process looked
+        last = max([number, *numbers])
         with suppress(RaycdError, OSError):  # the next one tries it again
             for old in numbers:
                 if old < last:
