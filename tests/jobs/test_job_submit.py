@@ -229,7 +229,9 @@ def test_a_run_on_a_store_is_stopped_in_stage_1_and_continued_and_leaves_nothing
     local_copy("s3://raycd/runs/tiny/bundle", tmp_path / "bundle")
     assert bundle.load(tmp_path / "bundle").gallery["path"][0].as_py().startswith("s3://raycd/")
 
-    assert list(scratch.iterdir()) == []
+    left = [path.name for path in scratch.rglob("*")]
+    # Of torch's compiler, which makes it empty as it is imported
+    assert [name for name in left if not name.startswith("torchinductor_")] == []
     home = Path(cluster.environment["HOME"])
     assert not [
         name
