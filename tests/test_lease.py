@@ -93,6 +93,14 @@ def test_of_many_jobs_that_start_at_once_one_gets_the_run(root: str) -> None:
     assert sum(held) >= 1
 
 
+def test_of_two_who_see_none_one_creates_it(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalFileSystem, "exists", lambda self, path: False)
+    first, second = FolderLease(*open_uri(root), root), FolderLease(*open_uri(root), root)
+    first.take(RunError, print)
+    assert not second._created(1)
+    first.renew()
+
+
 HOLD = """
 import sys
 from raycd.stores import lease
@@ -240,11 +248,10 @@ def test_who_creates_an_object_that_others_have_removed_meanwhile_has_come_too_l
 
     def come_late(number: int) -> bool:
         if not holders:
-            for _ in range(2):
-                holders.append(FolderLease(*open_uri(root), root))
-                holders[-1].take(RunError, print)
-                if len(holders) == 1:
-                    holders[0].release()
+            holders.extend(FolderLease(*open_uri(root), root) for _ in range(2))
+            holders[0].take(RunError, print)
+            holders[0].release()
+            holders[1].take(RunError, print)
         return create(number)
 
     monkeypatch.setattr(late, "_created", come_late)

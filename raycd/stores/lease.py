@@ -28,6 +28,7 @@ from functools import partial
 from typing import Any
 
 from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from raycd import stores
 from raycd.errors import RaycdError, RunError
@@ -191,9 +192,10 @@ class FolderLease:
         self, number: int, holder: str, mode: str = "overwrite", *, patient: bool = True
     ) -> None:
         content = {"token": self._token, "holder": holder, "beat": self._beat}
-        put = partial(
-            self._store.pipe_file, self._path(number), json.dumps(content).encode(), mode=mode
-        )
+        path, data = self._path(number), json.dumps(content).encode()
+        put = partial(self._store.pipe_file, path, data, mode=mode)
+        if mode == "create" and isinstance(self._store, LocalFileSystem):
+            put = partial(_create, path, data)  # fsspec's looks whether there is one, then writes
         stores.ask(self._uri, put, doing="writing", patient=patient)
 
     def _path(self, number: int) -> str:
@@ -248,6 +250,12 @@ def _renew(
                 if user is threading.main_thread() and not over.is_set():
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             return
+
+
+def _create(path: str, data: bytes) -> None:
+    """Write a file of this machine that is not there. Raises FileExistsError."""
+    with open(path, "xb") as file:
+        file.write(data)
 
 
 def _now() -> float:
