@@ -2,7 +2,7 @@
 #
 #   make demo                      set up, train on the built-in demo data, evaluate, build the index
 #   make test VENV=/some/where     with the installation kept outside of the tree
-#   make setup PYTHON=/usr/bin/python3.12 EXTRA=gpu
+#   make setup PYTHON=/usr/bin/python3.12
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -12,8 +12,8 @@ USABLE := -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_i
 PYTHON ?= $(shell for python in python3.12 python3.11 python3.13 python3.14 python3; do \
 	$$python $(USABLE) 2>/dev/null && command -v $$python && break; done)
 
-# FAISS for the GPU where there is one that answers. faiss-cpu and faiss-gpu exclude each other.
-EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+# Which FAISS: cpu, or gpu for code of your own that asks for it (raycd's own search on a GPU is torch's).
+EXTRA ?= cpu
 
 # The installation is found by what is in it, not by dates: a fresh clone that shares VENV has a newer lock of the same
 # content. The stamp is written last, so an interrupted installation is taken up again.

@@ -83,7 +83,8 @@ class ShadowActor:
         self._loop = asyncio.new_event_loop()
         # The gallery is the first model's, wherever its database is, and so are the events.
         own = {"second": Second(), "events": False, "explore": 0.0}
-        own |= {"gpus": 0.0, "precision": "fp32", "cuda_graphs": False}  # on CPUs
+        # On CPUs
+        own |= {"gpus": 0.0, "precision": "fp32", "cuda_graphs": False, "index_on": "cpu"}
         self._replica = Replica(args.model_copy(update=own), name=name, observer=Unobserved())
         wanted = Wanted(bundle=args.second.bundle)
         self._loop.run_until_complete(self._replica.change_bundle(wanted.model_dump()))

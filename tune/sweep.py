@@ -88,7 +88,8 @@ def main(options: cli.Options) -> None:
         with run.locked():  # another job would replace what trials read
             space = make_space(config, flags.space, dim=context.recorded("stage1", "dim"))
             inputs = {stage: context.recorded(stage, "fingerprint") for stage in ("embed", "mine")}
-            made_with = weights.of_inputs({"stage1": pipeline.recorded(run, "stage1")})
+            records = {stage: pipeline.recorded(run, stage) for stage in ("stage1", "embed")}
+            made_with = weights.of_inputs(records)
             with journal.opened(space, inputs, made_with, resume=flags.resume):
                 _sweep(context, space, metric, journal)
     print(f"MLflow:  {tracking.how_to_see(config)}")

@@ -5,7 +5,7 @@ Parts, of which --only takes some:
 - demo: jobs/train.py on the built-in demo, from pre-training to its bundle.
 - sweep: tune/sweep.py on it, eight trials that share the GPU.
 - service: serve/app.py with its bundle and a replica on the GPU, 200 queries one after the other
-  and as many by 16 clients; with CUDA graphs, too.
+  and as many by 16 clients; with the index there, in bf16 and with CUDA graphs, too.
 - encoders: stage 1 and embedding of the data set that the settings name, with RN50x4 and ViT-B-16
   of random weights.
 
@@ -102,6 +102,7 @@ class _Line:
     def service(self) -> Iterator[Rows]:
         yield self._served("service", [f"--gpus={self.on_gpu:d}"])
         if self.on_gpu:
+            yield self._served("service, index on the GPU", ["--gpus=1", "--index-on=gpu"])
             fast = ["--gpus=1", "--precision=bf16"]
             yield self._served("service, bf16", fast)
             yield self._served("service, bf16, CUDA graphs", [*fast, "--cuda-graphs"])

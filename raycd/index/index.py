@@ -12,6 +12,7 @@ Shapes: G gallery images, B queries, N images at some positions, D feature size.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +30,7 @@ from raycd.index.flat import Flat
 from raycd.index.half import Half
 from raycd.index.hnsw import Hnsw
 from raycd.index.ivf import Ivf
+from raycd.index.on_gpu import OnGpu
 from raycd.index.rabitq import Rabitq
 from raycd.index.sq8 import Sq8
 from raycd.index.structure import FIRST, Found, Mask, Structure, found_in
@@ -47,8 +49,6 @@ class Index:
 
     Attributes:
         kind: flat, half, ivf, hnsw, sq8 or rabitq.
-        recall: Share of the true first 10 that a search finds, measured when it was built; 1 for
-            flat and half.
         threads: FAISS's threads in a search; 0 leaves them unchanged. They are set in each search,
             because OpenMP keeps the number for each calling thread.
     """
@@ -65,8 +65,9 @@ class Index:
         self.kind: IndexKind = next(
             name for name, kind in _KINDS.items() if type(structure) is kind
         )
-        self.recall, self.threads = recall, threads
+        self._measured, self.threads = recall, threads
         self._structure, self._lengths_G, self._moments = structure, lengths_G, moments
+        self._searched: Structure = structure
 
     @classmethod
     def build(
@@ -103,9 +104,30 @@ class Index:
         if not isinstance(structure, Flat | Half):
             sorts = _sorts(features_GD, lengths_G, queries, settings, seed, structure)
             recall = effort.choose(structure, sorts, settings.recall)
-            if like is not None and recall < min(settings.recall, like.recall) - WORSE:
+            if like is not None and recall < min(settings.recall, like._measured) - WORSE:
                 return cls.build(features_GD, settings, queries=queries, threads=threads, seed=seed)
         return cls(structure, lengths_G, moments, recall, threads=threads)
+
+    def on(self, device: str) -> Self:
+        """Return an index of the same structure that searches on a device of torch, exactly.
+
+        For "cpu" that is this one.
+
+        Raises torch.OutOfMemoryError where the device has no room for the features in float32.
+        """
+        if device == "cpu":
+            return self
+        found = copy(self)
+        found._searched = OnGpu(self._structure, device)
+        return found
+
+    @property
+    def recall(self) -> float:
+        """Return the share of the true first 10 that a search finds.
+
+        It was measured when the index was built; 1 where every search is exact.
+        """
+        return self._measured if self._searched is self._structure else 1.0
 
     @property
     def size(self) -> int:
@@ -144,7 +166,7 @@ class Index:
         if self.threads:
             faiss.omp_set_num_threads(self.threads)
         query_BD, k = np.ascontiguousarray(query_BD, np.float32), min(k, self.size)
-        return found_in(self._structure, query_BD, k, exact=exact, allowed=allowed)
+        return found_in(self._searched, query_BD, k, exact=exact, allowed=allowed)
 
     def empty_lists(self) -> Ivf | None:
         """Return empty lists with this index's centres, for later images; None without lists."""
@@ -179,7 +201,7 @@ class Index:
             "mean": self._moments.mean_D,
             "covariance": self._moments.covariance_DD,
         }
-        facts = IndexFacts(self.kind, self.effort, self.recall)
+        facts = IndexFacts(self.kind, self.effort, self._measured)
         return files.save(folder, self._structure.index, arrays, facts)
 
     @classmethod

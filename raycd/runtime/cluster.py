@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from raycd import progress
 from raycd.config import ComputeConfig, cli
 from raycd.errors import ConfigError
 from raycd.model.threads import usable_cpus
-from raycd.runtime import local_ray
+from raycd.runtime import local_ray, private
 
 
 @contextmanager
@@ -127,27 +127,34 @@ def check_least(compute: ComputeConfig, most: int | None = None) -> None:
         )
 
 
-def fitting(wanted: int, resources: Mapping[str, float], *, free: bool = False) -> int:
+def fitting(wanted: int, resources: Mapping[str, float]) -> int:
     """Return `wanted` workers of `resources` each, or as many as fit: others would be waited for.
 
     A worker is on one machine. A resource of which the cluster has nothing yet does not count: its
-    nodes come on demand. `free`: beside what runs now, where that leaves room for any.
+    nodes come on demand.
     """
     have = _resources()
     needed = {name: need for name, need in resources.items() if have.get(name, 0) > 0 and need > 0}
     if not needed:
         return wanted
-    fits = sum(
-        min(_room(name, machine.get(name, 0), need) for name, need in needed.items())
-        for machine in _working()
-    )
-    if free:  # Ray tells it of the whole cluster alone
-        left: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]  # Ray's
-        fits = min(fits, *(_room(name, left.get(name, 0), n) for name, n in needed.items())) or fits
+    fits = _fits(needed, _working())
     if not fits:
         shown = ", ".join(f"{need:g} {name}" for name, need in resources.items())
         progress.say(f"waiting for a machine with {shown}: the cluster has none yet")
     return max(1, min(wanted, fits))
+
+
+def free_room(resources: Mapping[str, float]) -> int:
+    """Return how many workers of `resources` each there is room for beside what runs now."""
+    needed = {name: need for name, need in resources.items() if need > 0}
+    return _fits(needed, private.free_resources())
+
+
+def _fits(needed: Mapping[str, float], machines: Iterable[Mapping[str, float]]) -> int:
+    return sum(
+        min(_room(name, machine.get(name, 0), need) for name, need in needed.items())
+        for machine in machines
+    )
 
 
 def _room(name: str, there: float, need: float) -> int:

@@ -65,6 +65,18 @@ def patient_start(seconds: float) -> Iterator[None]:
         services.get_node = ask
 
 
+def free_resources() -> list[dict[str, float]]:
+    """Return what each machine has left beside what runs now.
+
+    `ray.available_resources` has the sum of all machines alone, and a worker is on one. Superfluous
+    where that is public (it is marked so, in a private module).
+    """
+    from ray._private import state
+
+    ask: Callable[[], dict[str, dict[str, float]]] = state.available_resources_per_node
+    return list(ask().values())
+
+
 def trainer_class(*, alone: bool) -> type[Any]:
     """Return a TorchTrainer that leaves Ctrl-C to its caller, and starts nothing for Ray Data.
 

@@ -92,6 +92,8 @@ class EpochResult:
     gradient_norm_max: float
     waited: float
     """Share of the seconds for which the device waited for data."""
+    saving: float
+    """Share of the seconds for which steps waited for checkpoints inside of the epoch."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -202,6 +204,7 @@ class Loop(Generic[Batch]):
         )
         sizes = self._sizes(epoch)
         measured, mid_epoch = self._begin_mid_epoch()
+        self._saving = 0.0  # seconds of this epoch
         seen: list[float] = []  # those of the losses that were looked at
         feed = Feed(self.task.batches(epoch, rows[len(measured) :]), self._device)
         earlier = mid_epoch.seconds if mid_epoch is not None else 0.0
@@ -219,9 +222,12 @@ class Loop(Generic[Batch]):
                 shown["loss"] = self._look(measured, epoch, seen)
                 self._consider_compiling(len(measured))
             bar.advance(size, epoch=epoch + 1, **shown)
-            if self._watch is not None and len(measured) < len(sizes):
-                passed = earlier + time.monotonic() - began
-                self._tell(self._watch, measured, passed, lr, shown)
+            if self._watch is not None:
+                if shown and rank() == 0:
+                    self._watch.measured(self._step, {**shown, "lr": lr})
+                if len(measured) < len(sizes):
+                    passed = earlier + time.monotonic() - began
+                    self._ask(self._watch, measured, passed, lr, looked=bool(shown))
         self._check_weights(epoch, lr)
         loss_B, norm_B = torch.stack(measured).unbind(1)
         loss = float(_mean_over_workers(loss_B.mean()))
@@ -235,6 +241,7 @@ class Loop(Generic[Batch]):
             gradient_norm=float(norm_B.mean()),
             gradient_norm_max=float(norm_B.max()),
             waited=feed.waited() / max(own_seconds, 1e-9),
+            saving=self._saving / max(own_seconds, 1e-9),
         )
 
     def _begin_mid_epoch(self) -> tuple[list[torch.Tensor], MidEpoch | None]:
@@ -247,23 +254,24 @@ class Loop(Generic[Batch]):
             return [], None
         return mid_epoch.measured(self._device), mid_epoch
 
-    def _tell(
+    def _ask(
         self,
         watch: Watch,
         measured: Sequence[torch.Tensor],
         seconds: float,
         lr: float,
-        shown: Mapping[str, float],
+        *,
+        looked: bool,
     ) -> None:
-        """Tell the watch what was measured, and keep a checkpoint where it wants one.
+        """Keep a checkpoint where the watch wants one.
 
-        Several workers ask only where they look at their losses, for they have to agree.
+        Several workers ask only where they have looked at their losses, for they have to agree.
         """
-        if shown and rank() == 0:
-            watch.measured(self._step, {**shown, "lr": lr})
-        if (shown or world_size() == 1) and watch.wants():
+        if (looked or world_size() == 1) and watch.wants():
+            began = time.monotonic()
             self._check_weights(len(self.history), lr)
             watch.keep(partial(self.state, MidEpoch.gathered(measured, seconds)))
+            self._saving += time.monotonic() - began
 
     @property
     def _device(self) -> torch.device:

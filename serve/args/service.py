@@ -51,6 +51,10 @@ class ServeArgs(Section):
     """Encode batches of up to 32 images and texts by CUDA graphs, which saves a GPU the wait for
     its kernels' launches.
     """
+    index_on: Literal["cpu", "gpu"] = "cpu"
+    """Where a replica searches: gpu holds the features in float32 on its card, and every search
+    compares all of them.
+    """
 
     gallery: str = ""
     """Database of the live gallery: a SQLite file or a postgresql:// URL. Empty: gallery.sqlite
@@ -185,10 +189,10 @@ class ServeArgs(Section):
     and pictures: {"shoes": {"bundle": "runs/shoes/bundle"}} answers under /v1/galleries/shoes.
     """
 
-    @field_validator("cuda_graphs")
+    @field_validator("cuda_graphs", "index_on")
     @classmethod
-    def _graphs_are_of_gpus(cls, given: bool, info: ValidationInfo) -> bool:
-        if given and not info.data.get("gpus"):
+    def _are_of_gpus(cls, given: bool | str, info: ValidationInfo) -> bool | str:
+        if given not in (False, "cpu") and not info.data.get("gpus"):
             raise ValueError("it is for replicas on GPUs: got gpus 0, expected more; set gpus, too")
         return given
 

@@ -60,6 +60,8 @@ class Engine:
         self.fingerprint = self.bundle.manifest.encoder.fingerprint
         fold_batch_norms(self.bundle.encoder.clip)
         device = "cuda" if args.gpus else "cpu"
+        if store is None and args.index_on == "gpu":  # else the follower's
+            self.bundle = replace(self.bundle, index=self.bundle.index.on(device))
         self.searcher = Searcher(
             self.bundle,
             threads=threads,

@@ -57,6 +57,7 @@ class Follower(Following):
         self._store = store
         self._fingerprint = searcher.bundle.manifest.encoder.fingerprint
         self._settings = searcher.bundle.config.index
+        self._device = "cuda" if args.index_on == "gpu" else "cpu"
         self._unencoded = Unencoded(searcher, store, model, args)
         self._builder: threading.Thread | None = None
         self._built: Live | None = None
@@ -108,7 +109,7 @@ class Follower(Following):
     def _new(self, index: Index, gallery: Gallery, version: int) -> Live:
         index.threads = self._searcher.bundle.index.threads
         return Live(
-            index,
+            index.on(self._device),
             gallery,
             version,
             flat_up_to=self._settings.flat_up_to,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from raycd.config import IndexConfig
 from raycd.config.fields import IndexKind
 from raycd.errors import WeightsError
-from raycd.index import FILES, Index, ivf
+from raycd.index import FILES, Index, ivf, on_gpu
 from raycd.index.choice import KINDS, MAPPED
 from raycd.index.rabitq import Rabitq
 from raycd.index.sq8 import Sq8
@@ -87,20 +87,39 @@ def recall(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
     return float(hits / wanted) if (wanted := (truth >= 0).sum()) else 1.0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu_every_search_is_exact(kind: IndexKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_gpu, "SCORES", 7 * GALLERY)  # seven queries at once
+    settings = IndexConfig(kind=kind, recall=0.5, sample=50)
+    index = Index.build(FEATURES_GD, settings, threads=1)
+    assert index.recall < 1.0 or kind in EXACT
+    index = index.on("cpu:0")  # a device as any other
+    assert index.recall == 1.0
+    for allowed in (None, *MASKS.values()):
+        scores, positions = index.search(QUERY_BD, 30, allowed=allowed)
+        true_scores, true_positions = nearest(cosines(index), 30, allowed)
+        assert scores == pytest.approx(true_scores, abs=rounding(index))
+        if index.kind not in MAPPED:
+            assert np.array_equal(positions, true_positions)
+    empty = Index.build(np.empty((0, DIM), np.float32), IndexConfig(kind="flat"))
+    assert empty.on("cpu:0").search(QUERY_BD, 5)[1].shape == (len(QUERY_BD), 0)
+
+
 def test_search_ranks_by_cosine_whatever_the_lengths() -> None:
     scores, positions = Index.build(FEATURES, IndexConfig()).search(EAST, 3)
     assert positions.tolist() == [[0, 2, 1]]
     assert scores == pytest.approx(np.array([[1.0, 0.6, 0.0]]), abs=1e-6)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_copies_of_an_image_are_on_no_two_pages_and_none_is_lost(
-    kind: IndexKind, exact: bool
+    kind: IndexKind, exact: bool, device: str
 ) -> None:
     rng = np.random.default_rng(2)
     once = unit(rng.normal(size=(500, DIM)).astype(np.float32))
-    index = Index.build(np.concatenate([once, once]), IndexConfig(kind=kind, sample=50))
+    index = Index.build(np.concatenate([once, once]), IndexConfig(kind=kind, sample=50)).on(device)
     queries = unit(rng.normal(size=(40, DIM)).astype(np.float32))
     for allowed in (None, rng.random(1000) < 0.8):
         first = index.search(queries, 11, exact=exact, allowed=allowed)[1]

@@ -139,12 +139,12 @@ def test_mlflow_has_a_run_for_the_pipeline_and_one_for_each_stage(finished: Fini
     }
     assert sorted(children) == sorted(STAGES)
     assert {child.info.status for child in children.values()} == {"FINISHED"}
-    assert len(mlflow.get_metric_history(children["stage1"].info.run_id, "loss")) == 1
+    names = ["stage1 loss", "stage1 waited", "stage1 gradient_norm", "stage2 loss"]
     epochs = [
-        mlflow.get_metric_history(children["stage2"].info.run_id, name)
-        for name in ("loss", "pseudo/loss")
+        mlflow.get_metric_history(children[stage].info.run_id, name)
+        for stage, name in map(str.split, [*names, "stage2 pseudo/loss"])
     ]
-    assert [len(history) for history in epochs] == [2, 1]
+    assert [len(history) for history in epochs] == [1, 1, 1, 2, 1]
     [version] = mlflow.search_model_versions("name = 'raycd'")
     assert version.run_id == parent.info.run_id
     assert {file.path for file in mlflow.list_artifacts(parent.info.run_id)} == {

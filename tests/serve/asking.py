@@ -33,12 +33,14 @@ def png(image: Image.Image) -> bytes:
 
 
 def ask(client: httpx.Client, image: bytes | None = None, **fields: Any) -> httpx.Response:
-    """Send POST /v1/search as a form."""
-    files: dict[str, Any] = {} if image is None else {"image": ("photo.png", image, "image/png")}
-    return client.post(
-        "/v1/search",
-        files={**files, **{name: (None, str(value)) for name, value in fields.items()}},
-    )
+    """Send POST /v1/search as a form, in which a list is a field for each of its values."""
+    files: list[tuple[str, Any]] = []
+    if image is not None:
+        files.append(("image", ("photo.png", image, "image/png")))
+    for name, given in fields.items():
+        values = given if isinstance(given, list) else [given]
+        files += [(name, (None, str(value))) for value in values]
+    return client.post("/v1/search", files=files)
 
 
 def problem(response: Answer, status: int) -> dict[str, Any]:

@@ -122,6 +122,13 @@ def test_limits_that_contradict_one_another_or_take_all_memory_are_refused() -> 
         app._read(["--candidates", "5001"])
 
 
+@pytest.mark.parametrize("settings", [{"cuda_graphs": True}, {"index_on": "gpu"}])
+def test_what_a_gpu_does_is_refused_without_one(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="set gpus, too"):
+        ServeArgs.model_validate(settings)
+    ServeArgs.model_validate(settings | {"gpus": 0.5})
+
+
 def test_a_change_that_fails_is_one_message_and_the_service_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

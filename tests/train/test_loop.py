@@ -77,7 +77,7 @@ class Toy:
 
 
 SCHEDULE = Schedule(epochs=5, batch_size=8, lr=0.01, seed=3, warmup=0.25, decay="cosine")
-TIMES = ("seconds", "rows_per_second", "waited")
+TIMES = ("seconds", "rows_per_second", "waited", "saving")
 
 
 def untimed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -154,6 +154,7 @@ def test_history_tells_what_every_epoch_did() -> None:
     assert [entry["score"] for entry in history] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert [entry["selection"] for entry in history] == [None] * 5
     assert all(math.isfinite(entry["loss"]) and entry["rows_per_second"] > 0 for entry in history)
+    assert all(0 <= entry["waited"] <= 1 and entry["saving"] == 0 for entry in history)
     assert (bars[0].total, bars[0].done) == (88, 88)
 
 

@@ -204,7 +204,7 @@ def test_the_steps_of_short_epochs_are_timed_too(batches: int, decided: int) -> 
 
 
 def workers(number: int, folder: str) -> None:
-    """Train in two processes, stop after the second step of an epoch, and go on."""
+    """Train in two processes, stop after the first step of the second epoch, and go on."""
     loop.LOOK_EVERY = 2
     for dropout in (0.5, 0.0):
         whole, stopped, restored = (Toy(dropout) for _ in range(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
 
@@ -30,6 +31,7 @@ from raycd.runtime.stages.context import (
 from raycd.runtime.train import decoding
 
 LISTED = "missing_images.json"
+_KEYS = 1 << 16  # that are hashed at once
 
 
 def encoder(context: Context, writing: Writing) -> None:
@@ -123,4 +125,13 @@ def embed_all(
         "texts": len(texts),
         "missing": len(missing),
     }
+    writing.record["rows"] = _hash_of(images.keys())
     return images, missing
+
+
+def _hash_of(keys: pa.StringArray) -> str:
+    """Return a hash of keys in their order, by which a table of their row numbers is known."""
+    digest = hashlib.sha256()
+    for start in range(0, len(keys), _KEYS):
+        digest.update("\0".join([*keys[start : start + _KEYS].to_pylist(), ""]).encode())
+    return digest.hexdigest()

@@ -2,7 +2,8 @@
 
 A fingerprint chains settings. A stage that is trained a second time has the same one, but, on GPUs
 or another machine, not the same weights. So the record of a stage says which weights it was made
-with; where the stages before it have others, it is done again.
+with; where the stages before it have others, it is done again. Likewise which images have features,
+for what was mined names them by their rows: one that could not be read may be there another time.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-ENTRY = "weights"  # of a record: {"stage1": hash}, of all stages before that leave weights
-_HASHED = {"encoder": "encoder", "adapt": "encoder", "stage1": "encoder", "stage2": "head"}
-"""Stages that leave weights, and the entry of their records that is the hash."""
+ENTRY = "weights"  # of a record: {"stage1": hash}, of all stages before that leave some
+_HASHED = {
+    **{"encoder": "encoder", "adapt": "encoder", "stage1": "encoder", "stage2": "head"},
+    "embed": "rows",
+}
+"""Stages that leave weights or rows, and the entry of their records that is the hash."""
 
 
 def of_inputs(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import re
 import socket
 import tempfile
 import time
@@ -24,6 +26,7 @@ from raycd.train.checkpoint import TrainingState
 from raycd.train.loop import EpochResult, Loop, best_epoch
 
 ASK_EVERY = 5.0  # seconds between two questions for a notice, as often as Ray Train itself looks
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of errors
 _NOTHING, _DUE, _ASK, _FAILED = 0, 1, 2, 4
 
 
@@ -76,7 +79,7 @@ class Keeper:
         self._writing: Future[list[TrainingState]] | None = None
         self._is_epoch = False  # what is being written: an epoch's end
         self._best: TrainingState | None = None  # of the epochs whose end was not written yet
-        self._took = 0.0  # seconds, to write the last one
+        self._took = 0.0  # seconds, for what was written last
         self._error: RaycdError | None = None
         # Before all else: `Failures` tells by its process whether an error is another one
         self.tell("worker", rank=rank(), where=socket.gethostname(), process=os.getpid())
@@ -126,10 +129,15 @@ class Keeper:
         first, is_last = rank() == 0, len(loop.history) == loop.schedule.epochs
         due = first and (is_last or self._share == 1.0 or self._has_time())
         failed = first and (self.wait() if due else self._failure()) is not None
-        self._agreed(_FAILED if failed else _NOTHING)
+        wish = (_FAILED if failed else self._time_to_ask()) if first else _NOTHING
+        # An epoch of one batch is asked here alone
+        will_go = bool(self._agreed(wish) & _ASK) and self._will_go()
         self._check_group()
         if not first:
             return
+        if will_go and not due:
+            due = True
+            self.wait()
         is_best = result.selection is not None and best_epoch(loop.history) == result.epoch
         if is_best:
             self._best = None if due else loop.state()
@@ -143,6 +151,15 @@ class Keeper:
         error = self.wait()
         if error is not None:
             raise Stopped(error)
+
+    def give_up(self) -> None:
+        """Write the best epoch until now, where it is held: an error ends the training here."""
+        self.wait()
+        if self._best is not None:
+            self._write(is_epoch=True)
+            self.wait()
+        if self._best is not None:
+            self.tell("warning", text="the checkpoint of the best epoch could not be written")
 
     def wait(self) -> RaycdError | None:
         """Wait for what is being written; return what ends the training, once and for all."""
@@ -176,13 +193,16 @@ class Keeper:
     def _own_wish(self) -> int:
         if self._failure() is not None:
             return _FAILED
-        now, wish = time.monotonic(), _NOTHING
-        if self._seconds and self._writing is None and self._passed() >= self._seconds:
-            wish |= _DUE
-        if self._notices and now - self._asked >= ASK_EVERY:
-            self._asked = now
-            wish |= _ASK
-        return wish
+        is_due = self._seconds and self._writing is None and self._passed() >= self._seconds
+        return (_DUE if is_due else _NOTHING) | self._time_to_ask()
+
+    def _time_to_ask(self) -> int:
+        """Return _ASK where it is time to ask for a notice."""
+        now = time.monotonic()
+        if not self._notices or now - self._asked < ASK_EVERY:
+            return _NOTHING
+        self._asked = now
+        return _ASK
 
     def _agreed(self, wish: int) -> int:
         """Return the wish of the first worker. Raises Stopped where it has failed."""
@@ -213,17 +233,16 @@ class Keeper:
         self._going |= going
         return bool(going)
 
-    def _write(self, state: TrainingState, *, is_epoch: bool) -> None:
+    def _write(self, *states: TrainingState, is_epoch: bool) -> None:
         self._is_epoch = is_epoch
-        states = [state] if self._best is None else [self._best, state]
-        self._writing = self._writer.submit(self._write_now, states)
+        held = () if self._best is None else (self._best,)
+        self._writing = self._writer.submit(self._write_now, [*held, *states])
 
     def _write_now(self, states: list[TrainingState]) -> list[TrainingState]:
         """Write checkpoints, the earliest first; return them."""
+        began = time.monotonic()
         for state in states:
-            began = time.monotonic()
             self._checkpoints.write(state)
-            self._took = time.monotonic() - began
             try:
                 self._checkpoints.prune(state)
             except (OSError, RunError) as error:  # a disk or bucket where nothing may be removed
@@ -231,16 +250,26 @@ class Keeper:
                     f"an older checkpoint could not be removed ({brief(error)}); training goes on"
                 )
                 self.tell("warning", text=text)
+        self._took = time.monotonic() - began
         return states
 
     def _full(self, error: Exception) -> RunError:
         where = self._checkpoints.uri
         if not is_local(where):  # what goes to a store is written on this machine first
             where = getattr(error, "filename", None) or tempfile.gettempdir()
+        has_room = _number_of(error) not in _NO_ROOM
+        first = "mend that" if has_room else "make room there"
         return RunError(
             "a checkpoint could not be written",
             got=brief(error),
-            expected=f"a folder with room that can be written: {where}",
-            do="make room there, then run the same command again: it goes on from the checkpoint "
-            "before",
+            expected=f"a folder {'' if has_room else 'with room '}that can be written: {where}",
+            do=f"{first}, then run the same command again: it goes on from the checkpoint before",
         )
+
+
+def _number_of(error: Exception) -> int | None:
+    """Return the system's number of an error, which that of safetensors has in its text."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None

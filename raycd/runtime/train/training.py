@@ -148,10 +148,10 @@ def _fit(
     """Train with as many workers as there is room for, and return Ray Train's result.
 
     Ray Train asks for the same number again, whatever the cluster has lost and whoever else works
-    there. So where it has waited in vain, the number is found anew, and of a number that was found
-    so there is one less. Starts that fail end the training only where none has gone well between.
+    there. So where it has waited in vain, the number is found anew. Starts that fail end the
+    training only where none has gone well between.
     """
-    first = number = _number(config, schedule)
+    number = _number(config, schedule)
     while True:
         live.expect(number if isinstance(number, int) else number[0])
         begun = live.starts
@@ -165,22 +165,13 @@ def _fit(
                 if found is None:
                     raise
                 raise found from error
-        vain, number = number, _number(config, schedule, free=True)
-        if number == vain != first:  # free in all, but not on one machine
-            number = _less(vain)
+        number = _number(config, schedule, number if isinstance(number, int) else number[1])
 
 
-def _less(number: int | tuple[int, int]) -> int | tuple[int, int]:
-    if isinstance(number, int):
-        return max(1, number - 1)
-    least, most = number
-    return least, max(least, most - 1)
-
-
-def _number(config: Config, schedule: Schedule, *, free: bool = False) -> int | tuple[int, int]:
+def _number(config: Config, schedule: Schedule, vain: int = 0) -> int | tuple[int, int]:
     """Return how many workers there are: of a fixed number no more than there is room for now.
 
-    `free`: no more than there is room for beside what others run now, where there is any.
+    `vain`: so many were waited for in vain (see `_beside`).
 
     Raises ConfigError where several are to share a card: NCCL takes one worker a card.
     """
@@ -194,7 +185,7 @@ def _number(config: Config, schedule: Schedule, *, free: bool = False) -> int | 
             do="give --compute.gpus_per_worker 1, or --compute.train_workers 1",
         )
     if isinstance(wanted, int):
-        number = cluster.fitting(wanted, resources, free=free)
+        number = _beside(cluster.fitting(wanted, resources), resources, vain)
         if number < wanted:
             text = f"{number} of {wanted} training workers: there is no room for more now"
             if local_ray.address():
@@ -209,10 +200,21 @@ def _number(config: Config, schedule: Schedule, *, free: bool = False) -> int | 
     if there < least:
         say(f"waiting for the cluster to grow: there is no room for {least} training workers")
     # Ray Train counts what machines have, whoever uses it
-    elif free and (room := cluster.fitting(most, resources, free=True)) < there:
+    elif (room := _beside(there, resources, vain)) < there:
         most = max(least, room)
         say(f"no more than {most} training workers from now on: others use the rest of the cluster")
     return least, most
+
+
+def _beside(there: int, resources: Mapping[str, float], vain: int) -> int:
+    """Return no more workers than there is room for beside what others run, where there is any.
+
+    Of as many as were waited for in `vain` there is one less: halves of GPUs that others have are
+    counted as room for one. 0: none were.
+    """
+    free = cluster.free_room(resources) if vain else 0
+    found = min(there, free) or there
+    return max(1, vain - 1) if free and found == vain else found
 
 
 def _scaling(config: Config, number: int | tuple[int, int]) -> Any:
@@ -319,6 +321,6 @@ def _worker(spec: dict[str, Any]) -> None:
         try:
             loop.run(lambda result: keeper.ended(loop, result))
         except (TrainingError, *_LASTING, torch.OutOfMemoryError):
-            keeper.wait()  # Ray ends this process together with what it is writing
+            keeper.give_up()  # Ray ends this process together with what it is writing
             raise
     keeper.close()

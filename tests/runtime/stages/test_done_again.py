@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 
 from raycd.config import Config
 from raycd.errors import ConfigError
+from raycd.features.stored import Stored
 from raycd.model import encoder as encoders
 from raycd.run import Run
 from raycd.runtime import cluster, pipeline, precision
@@ -50,6 +52,16 @@ def test_stages_after_stage_1_are_done_again_where_its_weights_are_others(
     made_with = json.loads((other_weights.folder / "filter" / "stage.json").read_text())["weights"]
     tuned = json.loads((other_weights.folder / "stage1" / "stage.json").read_text())["encoder"]
     assert made_with["stage1"] == tuned
+
+
+def test_what_was_mined_of_other_images_is_mined_again(copied: Finished) -> None:
+    file = copied.folder / "embed" / "stage.json"
+    record = json.loads(file.read_text())
+    ids = Stored.open(str(file.parent / "images")).keys().to_pylist()
+    assert record["rows"] == hashlib.sha256("".join(f"{one}\0" for one in ids).encode()).hexdigest()
+    file.write_text(json.dumps(record | {"rows": "of one image more"}))
+    config = copied.config(**UNTRACKED)
+    assert pipeline.run(config, until="filter").done == ["mine", "filter"]
 
 
 def test_stages_of_an_earlier_raycd_are_read_as_they_are(other_weights: Finished) -> None:

@@ -21,6 +21,7 @@ from ray.train.v2._internal.exceptions import (
 
 from raycd.config import Config, TrainConfig
 from raycd.errors import DataError, RunError
+from raycd.runtime import cluster
 from raycd.runtime.train import training
 from raycd.runtime.train.failures import translate_error
 from tests.runtime.train.test_training import SCHEDULE, make_toy, settings
@@ -56,6 +57,30 @@ def test_a_training_begins_with_fewer_workers_where_ray_waits_in_vain_for_all(
     said = capsys.readouterr().err
     told = "1 of 2 training workers: there is no room for more now"
     assert (told if workers == 2 else "no more than 1 training workers from now on") in said
+
+
+@pytest.mark.parametrize(
+    ("left", "vain", "number"),
+    [
+        ([4.0, 4.0], 0, 3),
+        ([4.0, 1.0], 3, 2),
+        ([3.0, 1.0], 3, 1),  # room for two by the sum, on no machine for a second one
+        ([1.0, 1.0], 3, 3),  # none at all: it is waited for
+        ([4.0, 4.0], 3, 2),  # what Ray calls free was waited for in vain
+        ([4.0, 4.0], 2, 3),
+        ([2.0, 0.0], 1, 1),
+    ],
+)
+def test_after_waiting_in_vain_there_are_as_many_as_others_leave_room_for(
+    monkeypatch: pytest.MonkeyPatch, left: list[float], vain: int, number: int
+) -> None:
+    monkeypatch.setattr(cluster, "_working", lambda: [{"CPU": 4.0}, {"CPU": 4.0}])
+    monkeypatch.setattr(cluster, "_resources", lambda: {"CPU": 8.0})
+    free = [*({"CPU": cpus} for cpus in left), {"memory": 1.0}]
+    monkeypatch.setattr("raycd.runtime.private.free_resources", lambda: free)
+    fixed, elastic = (settings(n, cpus_per_worker=2.0) for n in (3, {"min": 1, "max": 3}))
+    assert training._number(fixed, SCHEDULE, vain) == number
+    assert training._number(elastic, SCHEDULE, vain) == (1, number)
 
 
 def test_a_training_whose_worker_dies_too_often_ends_with_one_message(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import resource
 import signal
 import threading
@@ -19,9 +20,11 @@ from typing import Any
 import pytest
 import torch
 from s3fs import S3FileSystem
+from safetensors import SafetensorError
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from raycd import stores
+from raycd.errors import TrainingError
 from raycd.runtime.train import keeping
 from raycd.runtime.train.checkpoints import Checkpoints
 from raycd.runtime.train.keeping import Keeper, Stopped
@@ -31,7 +34,7 @@ from raycd.train.task import Silence
 from tests.faulty_store import Fault, faulty_store
 from tests.full_disk import no_room
 from tests.runtime.train import surviving
-from tests.runtime.train.surviving import SCHEDULE, Toy, undisturbed
+from tests.runtime.train.surviving import SCHEDULE, STEPS, Toy, undisturbed
 
 
 def keeper(
@@ -39,18 +42,12 @@ def keeper(
     tell: Callable[[dict[str, Any]], None],
     minutes: float,
     share: float = 1.0,
+    **more: Any,
 ) -> Keeper:
     """Return a keeper whose events go to a function of this process instead of an actor."""
     board = SimpleNamespace(note=SimpleNamespace(remote=tell))
-    return Keeper(
-        Checkpoints(str(folder)),
-        board,
-        minutes=minutes,
-        share=share,
-        every_steps=0,
-        notices=False,
-        device=torch.device("cpu"),
-    )
+    given: dict[str, Any] = {"every_steps": 0, "notices": False, "device": torch.device("cpu")}
+    return Keeper(Checkpoints(str(folder)), board, minutes=minutes, share=share, **(given | more))
 
 
 def train(
@@ -185,6 +182,54 @@ def test_of_short_epochs_the_best_and_the_last_are_written(
     assert TrainingState.read(folder).history == history[:3]
 
 
+def test_epochs_of_one_batch_are_measured_and_kept_where_a_machine_will_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surviving, "SCORES", (0.5, 0.4, 0.3, 0.2, 0.1))
+    monkeypatch.setattr(keeping, "ASK_EVERY", 0)
+    going: list[str] = []
+    told = SimpleNamespace(preempted_node_ids=going)
+    monkeypatch.setattr("ray.train.get_preemption_info", lambda: told)
+    events: list[dict[str, Any]] = []
+    keep = keeper(tmp_path, events.append, 0, share=1e-9, every_steps=1, notices=True)
+    one_batch = replace(SCHEDULE, epochs=5, batch_size=SCHEDULE.batch_size * STEPS)
+    loop = Loop(Toy({}), one_batch, bar=lambda total, start: Silence(), watch=keep)
+
+    def ended(result: EpochResult) -> None:
+        if result.epoch == 2:
+            going.append("this one")
+        keep.ended(loop, result)
+
+    loop.run(ended)
+    keep.close()
+    assert [event["step"] for event in events if event["kind"] == "measured"] == [1, 2, 3, 4, 5]
+    assert [event["text"] for event in events if event["kind"] == "warning"] == [
+        "a machine of the training will go: a checkpoint is kept"
+    ]
+    # The best, and the two newest
+    assert Checkpoints(str(tmp_path)).names() == ["epoch-0005", "epoch-0003", "epoch-0001"]
+
+
+def test_the_best_epoch_that_is_held_is_written_where_an_error_ends_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surviving, "SCORES", (0.1, 0.4, 0.3))
+    keep, toy = keeper(tmp_path, lambda event: None, minutes=0, share=1e-9), Toy({})
+    loop = Loop(toy, replace(SCHEDULE, epochs=6), bar=lambda total, start: Silence())
+
+    def ended(result: EpochResult) -> None:
+        keep.ended(loop, result)
+        if len(loop.history) == 3:
+            raise TrainingError("toy has diverged", got="nan")
+
+    with pytest.raises(TrainingError):
+        loop.run(ended)
+    keep.wait()
+    assert Checkpoints(str(tmp_path)).names() == ["epoch-0001"]
+    keep.give_up()
+    assert Checkpoints(str(tmp_path)).names() == ["epoch-0002", "epoch-0001"]
+
+
 def test_what_goes_on_without_its_process_group_keeps_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +272,26 @@ def test_a_full_disk_of_this_machine_is_not_taken_for_the_store(
         error = keep.wait()
     assert "File too large" in str(error)
     assert f"expected: a folder with room that can be written: {tmp_path}\n" in str(error)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("safetensors", [False, True])
+def test_only_a_full_disk_is_to_have_more_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, safetensors: bool
+) -> None:
+    text = os.strerror(number)
+    error = OSError(number, text)
+    raised = SafetensorError(f"I/O error: {text} (os error {number})") if safetensors else error
+
+    def refuse(self: TrainingState, folder: Path) -> None:
+        raise raised
+
+    monkeypatch.setattr(TrainingState, "write", refuse)
+    keep, loop = keeper(tmp_path, lambda event: None, 0), Loop(Toy({}), SCHEDULE)
+    keep._write(loop.state(), is_epoch=True)
+    said = str(keep.wait())
+    assert text in said
+    assert ("with room" in said, "make room there" in said) == (number == errno.ENOSPC,) * 2
 
 
 def test_a_training_goes_on_in_a_bucket_where_nothing_may_be_removed(

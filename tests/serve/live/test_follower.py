@@ -23,6 +23,9 @@ from raycd.gallery.recent import Recent
 from raycd.gallery.records import Delete, Put, Seed
 from raycd.gallery.view import View
 from raycd.gallery_db import GalleryDatabase
+from raycd.index import index
+from raycd.index.on_gpu import OnGpu
+from raycd.index.structure import Structure
 from raycd.search.searcher import Searcher
 from serve.args import ServeArgs
 from serve.live import follower, unencoded
@@ -58,11 +61,12 @@ def follow(
     """Return what starts a follower of an index of some settings, and gives its searcher."""
     followers: list[Follower] = []
 
-    def start(**settings: Any) -> Searcher:
+    def start(*, on: str = "cpu", **settings: Any) -> Searcher:
         loaded = bundle.load(tiny_bundle.folder)
         config = loaded.config.model_copy(update={"index": IndexConfig(**settings)})
         searcher = Searcher(replace(loaded, config=config))
-        followers.append(Follower(searcher, store, model, ServeArgs(lag_s=0.1)))
+        args = ServeArgs(lag_s=0.1, gpus=float(on == "gpu"), index_on=on)
+        followers.append(Follower(searcher, store, model, args))
         return searcher
 
     yield start
@@ -94,13 +98,29 @@ def has_version(searcher: Searcher, version: int) -> bool:
     return searcher.view.version >= version
 
 
-@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf", "half", "rabitq"])
+@pytest.mark.parametrize(
+    ("kind", "on"),
+    [*((one, "cpu") for one in ("flat", "hnsw", "ivf", "half", "rabitq")), ("ivf", "gpu")],
+)
 def test_many_changes_become_an_index_of_its_kind_that_misses_nothing(
-    follow: Callable[..., Searcher], store: GalleryStore, monkeypatch: pytest.MonkeyPatch, kind: str
+    follow: Callable[..., Searcher],
+    store: GalleryStore,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    on: str,
 ) -> None:
     monkeypatch.setattr(live, "REBUILD_FROM", 100)
-    searcher = follow(kind=kind, flat_up_to=50, sample=50, ivf_lists=2)
+    moved: list[str] = []
+
+    def on_gpu(structure: Structure, device: str) -> OnGpu:
+        moved.append(device)
+        return OnGpu(structure, "cpu:0")
+
+    monkeypatch.setattr(index, "OnGpu", on_gpu)
+    searcher = follow(kind=kind, on=on, flat_up_to=50, sample=50, ivf_lists=2)
     first = faiss(searcher).index
+    assert moved == ["cuda"] * (on == "gpu")
+    assert (first is searcher.bundle.index) == (on == "cpu")
     features_ND = features(searcher, ADDED)
     version = put(store, searcher, features_ND)
     gone = [f"new-{i}" for i in range(0, ADDED, 7)]
