@@ -43,10 +43,8 @@ class OnGpu:
     def exact(self, query_BD: NDArray[np.float32], k: int, allowed_G: Mask | None = None) -> Found:
         """Search as `Structure.exact` describes."""
         scores, positions = zip(*self._parts(query_BD, k, allowed_G), strict=True)
-        scores_BK, positions_BK = (
-            torch.cat(scores).cpu().numpy(),
-            torch.cat(positions).cpu().numpy(),
-        )
+        scores_BK: NDArray[np.float32] = torch.cat(scores).cpu().numpy()
+        positions_BK: NDArray[np.int64] = torch.cat(positions).cpu().numpy()
         positions_BK[np.isneginf(scores_BK)] = -1
         return scores_BK, positions_BK
 

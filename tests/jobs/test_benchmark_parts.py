@@ -1,10 +1,12 @@
 """Benchmarks in parts, of which one may fail."""
 
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from jobs.benchmarks import gpu
 from jobs.benchmarks.measuring import in_parts
 from jobs.benchmarks.train import shortened
 from raycd.config import Config
@@ -36,3 +38,24 @@ def test_only_the_stage_that_is_not_measured_has_fewer_epochs_of_its_own(
     given = Config.model_validate({"stage1": {"epochs": 0}, "stage2": {"epochs": 1}})
     short = shortened(given, measured, tmp_path)
     assert (short.stage1.epochs, short.stage2.epochs) == epochs
+
+
+@pytest.mark.slow
+def test_all_that_is_measured_on_a_gpu_runs_on_cpus(
+    tiny_configs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "TRAIN_IMAGES", 1000)
+    sizes = {"bilinear_dim": 4, "projection_dim": 8, "hidden_dim": 8}
+    config = Config.model_validate(
+        {
+            "compute": {"device": "cpu"},
+            "encoder": {"name": "raycd-tiny", "pretrained": "", "configs": tiny_configs},
+            "embed": {"batch_size": 4},
+            "stage1": {"batch_size": 4},
+            "stage2": {"batch_size": 8, **sizes},
+        }
+    )
+    rows = gpu.measure(config, Namespace(only="", images=None))
+    assert [name for name in rows if name.endswith("failed")] == []
+    assert rows["stage 1, bf16, batch 8, cached gradients: triplets/s"] > 0
+    assert rows["mining, 1000 x 16, top 64, cpu: images/s"] > 0
