@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,9 @@ def test_workers_have_losses_gradients_and_weights_of_one(
                         value,
                         rtol=near,
                         atol=near * size,
-                        msg=lambda text, at=f"{name}: {part} of {key}, worker {number}": (
-                            f"{at}: {text}"
-                        ),
+                        msg=partial(_at, f"{name}: {part} of {key}, worker {number}"),
                     )
+
+
+def _at(place: str, said: str) -> str:
+    return f"{place}: {said}"
