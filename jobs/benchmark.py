@@ -38,8 +38,8 @@ WHAT = (
 )
 SERVICE = "--replicas 2 --threads 1 --cpus 0.5"  # for two cores
 IMAGES = (
-    "Images (embed, decoding: 20,000; mine: 46,609; gallery: 100,000; scale, streaming, mining "
-    "of gpu: 1,000,000), or dialogues (1,000)."
+    "Images (embed, decoding: 20,000; mine: 46,609; gallery: 100,000; scale, streaming, search "
+    "and mining of gpu: 1,000,000), or dialogues (1,000)."
 )
 CELLS = (
     "Cells to measure, such as 'demo/*,*/haproxy/32' (serve); import or beside (gallery); steps, "

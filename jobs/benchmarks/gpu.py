@@ -23,8 +23,9 @@ import torch
 from jobs.benchmarks.measuring import check_pooled, chosen, features, in_parts, timed
 from jobs.benchmarks.rates import Work, product_rate, seconds, shares
 from raycd import mine
-from raycd.config import Config, MineConfig
+from raycd.config import Config, IndexConfig, MineConfig
 from raycd.errors import ConfigError
+from raycd.index import Index
 from raycd.mine.neighbours import normalise
 from raycd.mine.search import Shard, search
 from raycd.model.compiling import encode_compiled, once
@@ -40,7 +41,10 @@ from raycd.train.fuse import HeadLoss, new_head
 
 TRAIN_IMAGES, MANY_IMAGES = 46_609, 1_000_000  # Fashion-IQ's distinct train images; a large shop's
 NEIGHBOURS = 64
-PARTS = ("agreement", "embedding", "queries", "stage1", "stage2", "mining")  # methods of _Card
+PARTS = (  # methods of _Card
+    *("agreement", "embedding", "queries", "search"),
+    *("stage1", "stage2", "mining"),
+)
 _CHUNKS = {"cuda": 16, "cpu": 2}  # of a batch with cached gradients
 _STEPS = 20  # that are measured
 _QUERIES = 100  # that are measured, one by one
@@ -142,6 +146,22 @@ class _Card:
                         encode = partial(_encode, way, pixels[:count], tokens)
                         spent = [timed(encode)[1] for _ in range(_QUERIES)]
                     rows[f"{name}, {count} at once: p50, ms"] = 1000 * median(spent)
+        return rows
+
+    def search(self) -> dict[str, float]:
+        """Time the exact search of a gallery's index on CPUs and on the device."""
+        count, dim = self.many or TRAIN_IMAGES, self.encoder.dim
+        feature_GD = features(count, dim)
+        index = Index.build(feature_GD, IndexConfig(kind="flat"))
+        query_BD = normalise(feature_GD, np.arange(32, dtype=np.int32))
+        rows = {}
+        for device in dict.fromkeys(["cpu", self.device]):
+            used = index.on(device)
+            for number, times in ((1, _QUERIES), (32, _STEPS)):
+                find = partial(used.search, query_BD[:number], 10)
+                spent = [timed(find)[1] for _ in range(times)]
+                name = f"search, {count} x {dim}, {device}, {number} at once"
+                rows[f"{name}: p50, ms"] = 1000 * median(spent)
         return rows
 
     def stage1(self) -> dict[str, float]:

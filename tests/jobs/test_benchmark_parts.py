@@ -58,4 +58,5 @@ def test_all_that_is_measured_on_a_gpu_runs_on_cpus(
     rows = gpu.measure(config, Namespace(only="", images=None))
     assert [name for name in rows if name.endswith("failed")] == []
     assert rows["stage 1, bf16, batch 8, cached gradients: triplets/s"] > 0
+    assert rows["search, 1000 x 16, cpu, 32 at once: p50, ms"] > 0
     assert rows["mining, 1000 x 16, top 64, cpu: images/s"] > 0
