@@ -30,7 +30,6 @@ from raycd.index.flat import Flat
 from raycd.index.half import Half
 from raycd.index.hnsw import Hnsw
 from raycd.index.ivf import Ivf
-from raycd.index.on_gpu import OnGpu
 from raycd.index.rabitq import Rabitq
 from raycd.index.sq8 import Sq8
 from raycd.index.structure import FIRST, Found, Mask, Structure, found_in
@@ -117,6 +116,8 @@ class Index:
         """
         if device == "cpu":
             return self
+        from raycd.index.on_gpu import OnGpu  # torch takes seconds; who starts a service needs none
+
         found = copy(self)
         found._searched = OnGpu(self._structure, device)
         return found

@@ -23,7 +23,7 @@ from raycd.gallery.recent import Recent
 from raycd.gallery.records import Delete, Put, Seed
 from raycd.gallery.view import View
 from raycd.gallery_db import GalleryDatabase
-from raycd.index import index
+from raycd.index import on_gpu
 from raycd.index.on_gpu import OnGpu
 from raycd.index.structure import Structure
 from raycd.search.searcher import Searcher
@@ -112,11 +112,11 @@ def test_many_changes_become_an_index_of_its_kind_that_misses_nothing(
     monkeypatch.setattr(live, "REBUILD_FROM", 100)
     moved: list[str] = []
 
-    def on_gpu(structure: Structure, device: str) -> OnGpu:
+    def make(structure: Structure, device: str) -> OnGpu:
         moved.append(device)
         return OnGpu(structure, "cpu:0")
 
-    monkeypatch.setattr(index, "OnGpu", on_gpu)
+    monkeypatch.setattr(on_gpu, "OnGpu", make)
     searcher = follow(kind=kind, on=on, flat_up_to=50, sample=50, ivf_lists=2)
     first = faiss(searcher).index
     assert moved == ["cuda"] * (on == "gpu")
