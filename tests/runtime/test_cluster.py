@@ -75,7 +75,9 @@ def test_dashboard_listens_on_loopback_only(cluster: dict[str, Any]) -> None:
 def test_nodes_install_from_the_lock(cluster: dict[str, Any]) -> None:
     for path in cluster["file_mounts"].values():
         assert path.startswith("~") or (ROOT / path).is_file(), f"{path} does not exist"
-    own = yaml.safe_load((ROOT / "cluster.yaml").read_text())["setup_commands"]
+    file = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    assert not {"head_setup_commands", "worker_setup_commands"} & file.keys()
+    own = file["setup_commands"]
     assert own[-1] == "make -C ~/raycd setup"  # and nothing beside the lock
     assert cluster["worker_setup_commands"] == own
     assert cluster["head_setup_commands"][: len(own)] == own  # then what Ray's launcher needs

@@ -102,7 +102,8 @@ def embed(context: Context, writing: Writing) -> None:
     """
     used = encoders.load_saved(context.run.local("stage1") / "encoder")
     earlier = context.run.path(context.embedded_before, IMAGES)
-    embed_all(context, writing, used, embedded_texts(context.dataset), earlier)
+    images, _ = embed_all(context, writing, used, embedded_texts(context.dataset), earlier)
+    writing.record["rows"] = _hash_of(images.keys())
 
 
 def embed_all(
@@ -125,7 +126,6 @@ def embed_all(
         "texts": len(texts),
         "missing": len(missing),
     }
-    writing.record["rows"] = _hash_of(images.keys())
     return images, missing
 
 
